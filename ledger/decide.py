@@ -1,0 +1,512 @@
+"""The rules of one batch: from requests and the rows that were read to answers, rows and events.
+
+Pure: the clock and the transaction come with the images, random ids are handed in. What cannot be
+decided on these rows is *unmet*: `ledger.store` reads again, further on, or waits for a row that
+somebody else has locked, while it holds nothing.
+
+Refusals are checked in a fixed order: superseded, address outside the pools, address taken, used out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, assert_never
+
+from ledger.addresses import Ip, family, text
+from ledger.canonical import canonical
+from ledger.claims import POD, Binding, Claim, Subject, claim_of, salted
+from ledger.definition import Definition, Pool
+from ledger.events import VERSION, Event, EventType, sealed
+from ledger.images import UNBOUND, Address, Extent, Head, Images
+from ledger.intervals import contains
+from ledger.requests import (
+    Acquire,
+    Answer,
+    Done,
+    Free,
+    Grant,
+    Granted,
+    Reason,
+    Refusal,
+    Refuse,
+    Release,
+    Request,
+    Reselect,
+    Want,
+)
+from ledger.supply import Choice, Supply
+
+MICROSECOND = 1
+NANOSECONDS = 1_000
+
+
+class Unmet(Enum):
+    """Why a request must be tried again."""
+
+    LOCKED = "others have locked what it needs"
+    STIRRED = "this batch itself freed what it needs"
+    NEXT_PLACE = "its present pool is exhausted"
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A request and how far each of its wants has come along its places (see `place_of`)."""
+
+    request: Request
+    places: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Setback:
+    """Why this attempt was not met; for a want, which and in which pool; for a claim or address, which row."""
+
+    why: Unmet
+    want: int = 0
+    pool: int | None = None
+    claim: str | None = None
+    ip: Ip | None = None
+
+
+@dataclass
+class Decision:
+    """What to write, what to answer, and what to try again (both by the attempt's index)."""
+
+    rows: list[Address] = field(default_factory=list)
+    extents: list[Extent] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
+    subjects: dict[bytes, str] = field(default_factory=dict)
+    answers: dict[int, Answer] = field(default_factory=dict)
+    setbacks: dict[int, Setback] = field(default_factory=dict)
+
+
+class RefusedError(Exception):
+    """Inside `decide` only: gives one request up."""
+
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(refusal.text)
+        self.refusal = refusal
+
+
+class SetbackError(Exception):
+    """Inside `decide` only: this request must be tried again."""
+
+    def __init__(self, setback: Setback) -> None:
+        super().__init__(setback.why.value)
+        self.setback = setback
+
+
+def place_of(want: Want, number: int) -> tuple[int, bool] | None:
+    """Where a want is tried: each pool in order, then each again with its cooling addresses; None when all were.
+
+    The cooling period yields last of all: it keeps traffic from reaching the wrong pod, which is worth more
+    than the order of the list, but less than a pod that cannot start.
+    """
+    count = len(want.pools)
+    return (want.pools[number % count], number >= count) if number < 2 * count else None
+
+
+def decide(
+    attempts: Sequence[Attempt],
+    images: Images,
+    definition: Definition,
+    salt: bytes,
+    ids: Iterator[int],
+    muted: frozenset[tuple[str, Reason]] = frozenset(),
+) -> Decision:
+    """Decide what can be decided. Claims that hold or held something come first: their own row is theirs."""
+    draft = _Draft(images, definition, salt, ids, muted)
+    known = {row.claim for row in images.own}
+    order = sorted(range(len(attempts)), key=lambda index: not _concerns(attempts[index].request, known))
+    for index in order:
+        draft.attempt(index, attempts[index])
+    draft.decision.extents = draft.supply.changed_extents()
+    # What becomes free is written first, so that a claim's new row never meets its old one; then in key order.
+    draft.decision.rows.sort(key=lambda row: (row.held, row.claim or "", row.ip))
+    return draft.decision
+
+
+def _concerns(request: Request, known: set[str | None]) -> bool:
+    return not isinstance(request, Acquire) or any(want.claim.key in known for want in request.wants)
+
+
+class _Draft:
+    """A decision in the making."""
+
+    def __init__(
+        self,
+        images: Images,
+        definition: Definition,
+        salt: bytes,
+        ids: Iterator[int],
+        muted: frozenset[tuple[str, Reason]],
+    ) -> None:
+        self.images = images
+        self.head: Head = images.head
+        self.definition = definition
+        self.salt = salt
+        self.ids = ids
+        self.muted = muted
+        self.supply = Supply(images)
+        self.decision = Decision()
+        self.own: Mapping[str | None, Address] = {row.claim: row for row in images.own}
+        self.seen = {row.claim for row in images.seen}
+        self.stirred: set[int] = set()
+
+    # One request -----------------------------------------------------------------------------
+
+    def attempt(self, index: int, attempt: Attempt) -> None:
+        mark, rows, events = self.supply.mark(), len(self.decision.rows), len(self.decision.events)
+        try:
+            self.decision.answers[index] = self._answer(attempt)
+            self.stirred.update(row.pool for row in self.decision.rows[rows:] if not row.held)
+            return
+        except SetbackError as error:
+            self.decision.setbacks[index] = error.setback
+        except RefusedError as error:
+            self.decision.answers[index] = error.refusal
+        self.supply.undo(mark)
+        del self.decision.rows[rows:]
+        del self.decision.events[events:]
+        if index in self.decision.answers:
+            self._refused(attempt.request, self.decision.answers[index])
+
+    def _answer(self, attempt: Attempt) -> Answer:
+        request = attempt.request
+        match request:
+            case Acquire():
+                if request.definition != self.head.definition:
+                    return Reselect(self.head.definition)
+                grants = [self._want(request, number, attempt.places[number]) for number in range(len(request.wants))]
+                self._subject(request.subject)
+                return Granted(tuple(grants))
+            case Release():
+                return self._release(request)
+            case Free():
+                return self._free(request)
+            case Refuse():
+                self._refused(request, request.refusal)
+                return request.refusal
+            case _:
+                assert_never(request)
+
+    # Acquire ---------------------------------------------------------------------------------
+
+    def _want(self, request: Acquire, number: int, place: int) -> Grant:
+        want = request.wants[number]
+        key = want.claim.key
+        own = self.own.get(key)
+        if own is None and key in self.seen:
+            raise SetbackError(Setback(Unmet.LOCKED, number, claim=key))
+        bound = request.binding if want.claim.interface == request.interface else None
+        if own is None:
+            return self._allocate(request, want, bound, self._choose(want, number, place))
+        if own.held:
+            return self._keep(request, want, number, place, bound, own)
+        self.supply.spend(own.ip)
+        if _suits(want, own):
+            return self._allocate(request, want, bound, Choice(own.ip, own.pool, own, "own"))
+        self._change(own, EventType.FORGOTTEN, request.actor, request.cause, claim=None, subject=None)
+        return self._allocate(request, want, bound, self._choose(want, number, place))
+
+    def _keep(
+        self, request: Acquire, want: Want, number: int, place: int, bound: Binding | None, own: Address
+    ) -> Grant:
+        """The claim holds an address: the same answer, another container for it, or a move."""
+        if bound is None or (own.container, own.node) == (bound.container, bound.node):
+            return _grant(want.claim, own)
+        if own.container is not None and own.node == bound.node and bound.stamp < (own.stamp or 0):
+            raise RefusedError(
+                Refusal(Reason.SUPERSEDED, f"a newer container than {bound.container} already speaks for this pod")
+            )
+        if own.pool in want.named and not (want.exact and want.address != own.ip):
+            self._change(own, EventType.REBOUND, request.actor, request.cause, bound, request.subject)
+            return _grant(want.claim, own)
+        choice = self._choose(want, number, place)
+        self._free_row(own, request.actor, request.cause, {}, self.head.now, moved=True)
+        return self._allocate(request, want, bound, choice)
+
+    def _choose(self, want: Want, number: int, place: int) -> Choice:
+        if want.address is not None:
+            choice = self._asked(want, number, want.address)
+            if choice is not None:
+                return choice
+        where = place_of(want, place)
+        if where is None:
+            raise RefusedError(_used_out(want))
+        pool, cooling = where
+        choice = self.supply.draw(pool, cooling=cooling)
+        if choice is not None:
+            return choice
+        raise SetbackError(Setback(self._shortage(pool), number, pool=pool))
+
+    def _shortage(self, pool: int) -> Unmet:
+        if pool in self.images.left:
+            return Unmet.LOCKED
+        return Unmet.STIRRED if pool in self.stirred else Unmet.NEXT_PLACE
+
+    def _asked(self, want: Want, number: int, ip: Ip) -> Choice | None:
+        """The address itself; None when it was only preferred and is not to be had."""
+        pool = next((each for each in want.pools if contains(self.definition.by_id[each].effective, ip)), None)
+        if pool is None:
+            _refuse_exact(want, Reason.ADDRESS_OUTSIDE, f"{text(ip)} is in none of the IPPools of this request")
+            return None
+        row = self.images.asked.get(ip)
+        if row is None and ip in self.images.seen_asked:
+            raise SetbackError(Setback(Unmet.LOCKED, number, ip=ip))
+        if row is not None and (ip in self.supply.spent or row.held or row.withheld):
+            why = "is already allocated" if row.held or ip in self.supply.spent else "is withheld"
+            _refuse_exact(want, Reason.ADDRESS_TAKEN, f"{text(ip)} {why}")
+            return None
+        if row is not None:
+            self.supply.spend(ip)
+            return Choice(ip, pool, row, "asked")
+        fresh = self.supply.draw_asked(ip, pool)
+        if fresh is None and ip in self.images.seen_fresh:
+            raise SetbackError(Setback(Unmet.LOCKED, number, ip=ip))
+        if fresh is None:
+            _refuse_exact(want, Reason.ADDRESS_TAKEN, f"{text(ip)} is not to be handed out")
+        return fresh
+
+    def _allocate(self, request: Acquire, want: Want, bound: Binding | None, choice: Choice) -> Grant:
+        pool = self.definition.by_id[choice.pool]
+        terms = _terms(pool, want)
+        row = choice.row or _never_used(choice)
+        step = row.step + 1
+        after = self._change(
+            row,
+            EventType.ALLOCATED,
+            request.actor,
+            request.cause,
+            bound,
+            request.subject,
+            {"choice": choice.how, "result": terms},
+            claim=want.claim.key,
+            pool=pool.id,
+            held=True,
+            ready=0,
+            holding=step,
+            result=canonical(terms),
+        )
+        return _grant(want.claim, after)
+
+    # Release ---------------------------------------------------------------------------------
+
+    def _release(self, request: Release) -> Done:
+        mine = [row for row in self.images.own if self._in_span(row, request)]
+        if any(row.claim not in self.own for row in self.images.seen if self._in_span(row, request)):
+            raise SetbackError(Setback(Unmet.LOCKED, claim=self._first_locked(request)))
+        freed = unbound = 0
+        ended: set[str] = set()
+        for row in mine:
+            if not self._speaks(row, request):
+                continue
+            claim = claim_of(row.claim or "")
+            if _lives(claim, request):
+                self._change(row, EventType.UNBOUND, request.actor, request.cause, data=_evidence(request), **UNBOUND)
+                unbound += 1
+                continue
+            self._free_row(row, request.actor, request.cause, request.evidence, request.node_time)
+            ended.add(claim.uid)
+            freed += 1
+        if request.sent_uid and not request.alive:
+            ended.add(request.sent_uid)
+        for row in mine:
+            if row.held and row.container is None and _ended(row, ended):
+                self._free_row(row, request.actor, request.cause, request.evidence, request.node_time)
+                freed += 1
+        return Done(freed, unbound)
+
+    def _in_span(self, row: Address, request: Release) -> bool:
+        return row.claim is not None and request.span[0] <= row.claim < request.span[1]
+
+    def _first_locked(self, request: Release) -> str | None:
+        locked = (row.claim for row in self.images.seen if self._in_span(row, request) and row.claim not in self.own)
+        return next(locked, None)
+
+    def _speaks(self, row: Address, request: Release) -> bool:
+        """Whether the row is bound to the container that is being deleted, and not by a later start of it."""
+        if not row.held or row.container != request.container:
+            return False
+        if claim_of(row.claim or "").interface != request.interface:
+            return False
+        return row.node != request.node or request.stamp >= (row.stamp or 0)
+
+    def _free(self, request: Free) -> Done:
+        row = self.images.asked.get(request.ip)
+        if row is None and request.ip in self.images.seen_asked:
+            raise SetbackError(Setback(Unmet.LOCKED, ip=request.ip))
+        if row is None or not row.held or row.step != request.step or row.ip in self.supply.spent:
+            return Done()
+        self._free_row(row, request.actor, request.cause, request.evidence, self.head.now)
+        return Done(freed=1)
+
+    def _free_row(
+        self, row: Address, actor: str, cause: str, evidence: Mapping[str, Any], node_time: int, *, moved: bool = False
+    ) -> None:
+        recorded_at = self._recorded_at(row)
+        pool = self.definition.by_id.get(row.pool)
+        ready = recorded_at + (pool.cooling_us if pool else 0)
+        data: dict[str, Any] = {"ready": ready, "evidence": dict(evidence)}
+        cells: dict[str, Any] = {"held": False, "ready": ready, "holding": None, **UNBOUND}
+        if moved:
+            data["moved"] = True
+            cells |= {"claim": None, "subject": None}
+        self._change(row, EventType.RELEASED, actor, cause, data=data, node_time=node_time, **cells)
+
+    # Rows and events -------------------------------------------------------------------------
+
+    def _recorded_at(self, row: Address) -> int:
+        return max(self.head.now, row.at + MICROSECOND)
+
+    def _change(
+        self,
+        row: Address,
+        type_: EventType,
+        actor: str,
+        cause: str,
+        bound: Binding | None = None,
+        subject: Subject | None = None,
+        data: Mapping[str, Any] | None = None,
+        node_time: int | None = None,
+        **cells: Any,
+    ) -> Address:
+        """One step of one address: its new row and its event."""
+        at = self._recorded_at(row)
+        if subject is not None:
+            cells["subject"] = salted(self.salt, subject.document)
+        if bound is not None:
+            cells |= {**bound._asdict(), "bound_at": at}
+        after = row._replace(step=row.step + 1, at=at, **cells)
+        speaker = after if bound is not None else row
+        whose = after if type_ is EventType.ALLOCATED else row
+        self.supply.spend(row.ip)
+        self.decision.rows.append(after)
+        self.decision.events.append(sealed(Event(
+            tx=self.head.tx,
+            position=0,
+            id=next(self.ids),
+            type=type_,
+            version=VERSION,
+            recorded_at=at,
+            happened_at=at if node_time is None else min(max(node_time, row.at), at),
+            node_time=node_time,
+            ip=row.ip,
+            family=family(row.ip),
+            step=after.step,
+            holding=whose.holding,
+            pool=after.pool,
+            definition=self.head.definition,
+            claim=None if whose.claim is None else salted(self.salt, whose.claim),
+            interface=None if whose.claim is None else claim_of(whose.claim).interface,
+            subject=after.subject if subject is not None else row.subject,
+            container=speaker.container,
+            network=speaker.network,
+            netns=speaker.netns,
+            node=speaker.node,
+            stamp=speaker.stamp,
+            actor=actor,
+            cause=cause,
+            data=canonical(data or {}),
+        )))  # fmt: skip
+        return after
+
+    def _subject(self, subject: Subject) -> None:
+        if self.decision.events:
+            document = subject.document
+            self.decision.subjects[salted(self.salt, document)] = document
+
+    def _refused(self, request: Request, answer: Answer) -> None:
+        """A refusal leaves a trace that changes nothing; equal ones of a claim are muted for a while."""
+        if not isinstance(answer, Refusal) or not isinstance(request, Acquire | Refuse):
+            return
+        claim = request.claim if isinstance(request, Refuse) else request.wants[0].claim
+        if (claim.key, answer.reason) in self.muted:
+            return
+        pools = sorted({pool for want in getattr(request, "wants", ()) for pool in want.pools})
+        subject = salted(self.salt, request.subject.document)
+        self.decision.subjects[subject] = request.subject.document
+        self.decision.events.append(sealed(Event(
+            tx=self.head.tx,
+            position=0,
+            id=next(self.ids),
+            type=EventType.REFUSED,
+            version=VERSION,
+            recorded_at=self.head.now,
+            happened_at=self.head.now,
+            family=claim.family,
+            definition=self.head.definition,
+            claim=salted(self.salt, claim.key),
+            interface=claim.interface,
+            subject=subject,
+            **request.binding._asdict(),
+            cause="add",
+            data=canonical({
+                "reason": answer.reason,
+                "text": answer.text,
+                "candidates": [[each.pool, each.passed_over] for each in answer.candidates],
+                "pools": pools,
+            }),
+        )))  # fmt: skip
+
+
+def _suits(want: Want, own: Address) -> bool:
+    """Whether a claim that holds nothing may have its last address back, cooling or not."""
+    return not own.withheld and own.pool in want.pools and not (want.exact and want.address != own.ip)
+
+
+def _never_used(choice: Choice) -> Address:
+    return Address(choice.ip, choice.pool, False, False, 0, 0, 0, None, None, None, **UNBOUND, result="{}")
+
+
+def _grant(claim: Claim, row: Address) -> Grant:
+    return Grant(claim, row.ip, json.loads(row.result))
+
+
+def _terms(pool: Pool, want: Want) -> dict[str, Any]:
+    """What the claim is told besides the address: the pool's words, and the pod's own routes that fit its subnet."""
+    spec = pool.object.spec
+    routes = [[route.dst, route.gw] for route in spec.routes or ()]
+    routes += [[dst, gw] for dst, gw in want.routes if pool.in_subnet(gw)]
+    return {
+        "pool": pool.name,
+        "prefix": pool.subnet.prefix,
+        "gateway": spec.gateway or "",
+        "routes": routes,
+        "vlan": 0,
+        "mac": "",
+        "clean_gateway": want.clean_gateway,
+    }
+
+
+def _refuse_exact(want: Want, reason: Reason, why: str) -> None:
+    if want.exact:
+        raise RefusedError(Refusal(reason, why, want.candidates))
+
+
+def _used_out(want: Want) -> Refusal:
+    names = " ".join(each.pool for each in want.candidates if not each.passed_over)
+    who = f"IPv{want.claim.family} IP address to NIC {want.claim.interface} from IPPools [{names}]"
+    return Refusal(Reason.USED_OUT, f"failed to allocate any {who}: all IP addresses used out", want.candidates)
+
+
+def _evidence(request: Release) -> dict[str, Any]:
+    return {"evidence": dict(request.evidence)}
+
+
+def _lives(claim: Claim, request: Release) -> bool:
+    """Whether the claim outlives this container: fixed, of a pod shown alive, or of a static pod (whose mirror proves
+    nothing by its absence: the runtime calls such a pod by another uid than the API)."""
+    if claim.fixed:
+        return True
+    if claim.kind != POD:
+        return False
+    static = request.sent_uid not in ("", claim.uid)
+    return claim.uid == request.alive or (static and not request.alive)
+
+
+def _ended(row: Address, ended: set[str]) -> bool:
+    claim = claim_of(row.claim or "")
+    return not claim.fixed and claim.uid in ended

@@ -1,0 +1,88 @@
+"""Waiting for others while holding nothing: for a locked row, for old transactions; and what driver errors mean."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Final
+
+from sqlalchemy import Connection, Select, bindparam, cast, func, select
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.types import BigInteger, Text
+
+from ledger.addresses import Ip
+from ledger.tables import address, extent, idle
+
+CONTENDED_CONSTRAINTS: Final = ("one_address_per_claim", "one_row_per_address", "address_step_follows", "extent_key")
+CONTENDED_STATES: Final = ("55P03", "40001", "40P01")
+"""Lock not available, serialization failure, deadlock detected."""
+AWAY_STATES: Final = ("08", "57P", "53300", "25P03")
+"""Connection exceptions, shutdown and crash recovery, too many connections, our own idle timeout."""
+AWAY_SQLITE: Final = ("unable to open", "disk I/O", "is locked", "is full", "readonly", "malformed", "not a database")
+
+
+def wait(connection: Connection, pool: int | None, claim: str | None, ip: Ip | None) -> None:
+    """Wait until whoever has the row lets go, or the lock timeout passes; then hold nothing."""
+    for query in _rows(pool, claim, ip):
+        with connection.begin():
+            found = connection.execute(query).first()
+        if found is not None:
+            with connection.begin():
+                connection.execute(_lock(found))
+            return
+
+
+def _rows(pool: int | None, claim: str | None, ip: Ip | None) -> list[Select[Any]]:
+    row = select(address.c.ip)
+    around = select(extent.c.pool, extent.c.high)
+    if claim is not None:
+        return [row.where(address.c.claim == claim)]
+    if ip is not None:
+        return [row.where(address.c.ip == ip), around.where(extent.c.low <= ip, extent.c.high >= ip)]
+    return [
+        row.where(address.c.pool == pool, idle).order_by(address.c.ready).limit(1),
+        around.where(extent.c.pool == pool, extent.c.low <= extent.c.high).order_by(extent.c.high).limit(1),
+    ]
+
+
+def _lock(found: Any) -> Select[Any]:
+    if "high" in found._mapping:
+        mine = (extent.c.pool == found.pool, extent.c.high == found.high)
+        return select(extent.c.high).where(*mine).with_for_update()
+    return select(address.c.ip).where(address.c.ip == found.ip).with_for_update()
+
+
+def settle(connection: Connection, deadline: float, pause: float) -> bool:
+    """Whether every transaction that was open when this was called has ended before the deadline (PostgreSQL)."""
+    current = cast(cast(func.pg_current_xact_id(), Text), BigInteger)
+    oldest = cast(cast(func.pg_snapshot_xmin(func.pg_current_snapshot()), Text), BigInteger)
+    with connection.begin():
+        mine = int(connection.execute(select(current)).scalar_one())
+    while True:
+        with connection.begin():
+            if connection.execute(select(oldest > bindparam("mine", mine))).scalar_one():
+                return True
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(pause)
+
+
+def contended(error: DBAPIError) -> bool:
+    """Whether somebody else was in the way: nothing has happened, and trying again can succeed."""
+    state = getattr(error.orig, "sqlstate", None)
+    return state in CONTENDED_STATES or any(name in str(error.orig) for name in CONTENDED_CONSTRAINTS)
+
+
+def away(error: DBAPIError) -> bool:
+    """Whether the database itself is not to be had."""
+    if type(error.orig).__module__.startswith("sqlite3"):
+        return any(words in str(error.orig) for words in AWAY_SQLITE)
+    state = getattr(error.orig, "sqlstate", None)
+    # Without a state psycopg had no server to ask.
+    return state is None or state.startswith(AWAY_STATES)
+
+
+def first_line(error: DBAPIError) -> str:
+    """What happened, without the statement and its parameters: they may hold people's names."""
+    return str(error.orig).strip().partition("\n")[0]
+
+

@@ -1,0 +1,130 @@
+"""Fixtures: real databases, one fresh ledger a test, the same test body for both kinds."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine, create_engine, text
+
+from ledger.database import database_url, open_engine
+from ledger.schema import migrate
+from tests.postgresql import NoServerError, Server
+
+TEMPLATE = "ledger_template"
+_numbers = count(1)
+_ran: Counter[str] = Counter()
+
+
+@dataclass(frozen=True)
+class Database:
+    """A fresh, migrated ledger."""
+
+    kind: str
+    url: str
+    engines: list[Engine] = field(default_factory=list)
+
+    def engine(self, *, writes: bool = True, connections: int = 4) -> Engine:
+        """A new engine on it, as the product opens one; closed with the test."""
+        self.engines.append(open_engine(self.url, writes=writes, connections=connections))
+        return self.engines[-1]
+
+    def dispose(self) -> None:
+        """Close what the test opened."""
+        for engine in self.engines:
+            engine.dispose()
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Server]:
+    """The PostgreSQL server that tests share; whoever stops one makes a server of his own."""
+    try:
+        running = Server().create().start()
+    except NoServerError as error:
+        pytest.exit(str(error), returncode=1)
+    yield running
+    running.remove()
+
+
+@pytest.fixture(scope="session")
+def template(server: Server) -> str:
+    """A migrated database that tests clone."""
+    _command(server, f"CREATE DATABASE {TEMPLATE}")
+    engine = open_engine(server.url(TEMPLATE))
+    migrate(engine)
+    engine.dispose()
+    return TEMPLATE
+
+
+@pytest.fixture(scope="session")
+def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A migrated file that tests copy."""
+    path = tmp_path_factory.mktemp("template") / "ledger.db"
+    engine = open_engine(f"sqlite:///{path}")
+    migrate(engine)
+    with engine.connect() as connection:
+        connection.exec_driver_sql("COMMIT")
+        connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+    engine.dispose()
+    return path
+
+
+@pytest.fixture
+def sqlite(sqlite_template: Path, tmp_path: Path) -> Iterator[Database]:
+    """A ledger in a file."""
+    path = tmp_path / "ledger.db"
+    path.write_bytes(sqlite_template.read_bytes())
+    path.chmod(0o600)
+    database = Database("sqlite", f"sqlite:///{path}")
+    yield database
+    database.dispose()
+
+
+@pytest.fixture
+def postgresql(server: Server, template: str) -> Iterator[Database]:
+    """A ledger on the server."""
+    name = f"ledger_{next(_numbers)}"
+    _command(server, f"CREATE DATABASE {name} TEMPLATE {template}")
+    database = Database("postgresql", server.url(name))
+    yield database
+    database.dispose()
+    _command(server, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest) -> Database:
+    """Each of the two, in turn."""
+    found: Database = request.getfixturevalue(request.param)
+    return found
+
+
+def _command(server: Server, statement: str) -> None:
+    engine = create_engine(database_url(server.url()), isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.execute(text(statement))
+    engine.dispose()
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Count what ran on which database."""
+    if report.when == "call":
+        for kind in ("sqlite", "postgresql"):
+            if kind in report.nodeid.partition("[")[2] or kind in report.keywords:
+                _ran[kind] += 1
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark each test with the database that it stands on, by the fixture it asks for."""
+    for item in items:
+        for kind in ("sqlite", "postgresql"):
+            if kind in getattr(item, "fixturenames", ()):
+                item.keywords[kind] = True
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """A run that silently left a database out would prove nothing."""
+    terminalreporter.write_line(f"ran on SQLite: {_ran['sqlite']}, on PostgreSQL: {_ran['postgresql']}")

