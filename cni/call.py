@@ -79,6 +79,12 @@ def one_of_each_family(asked: Iterable[Ip]) -> tuple[Ip, ...]:
     return different
 
 
+def is_interface(name: str) -> bool:
+    """Whether Linux and the CNI specification take this for an interface's name."""
+    strange = name in ("", ".", "..") or any(each in "/:" or each.isspace() for each in name)
+    return not strange and len(name.encode(errors="replace")) <= INTERFACE_BYTES_MAX
+
+
 def _known_level(level: str) -> str:
     if level.lower() not in ("", "debug", "info", "warn", "error", "fatal", "panic"):
         raise ValueError(f"unsupported log level {level}")
@@ -302,10 +308,8 @@ def _container(text: str) -> str:
 
 
 def _interface(text: str) -> str:
-    if len(text.encode()) > INTERFACE_BYTES_MAX:
-        raise bad_environment("CNI_IFNAME", f"is longer than {INTERFACE_BYTES_MAX} bytes: {shown(text)}")
-    if text in (".", "..") or any(each in "/:" or each.isspace() for each in text):
-        raise bad_environment("CNI_IFNAME", f"is no interface name: {shown(text)}")
+    if text and not is_interface(text):
+        raise bad_environment("CNI_IFNAME", f"is no interface name of at most 15 bytes: {shown(text)}")
     return text
 
 

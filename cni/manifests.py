@@ -1,9 +1,8 @@
 """The YAML that a user would apply, read as the API server reads it: text becomes manifests, manifests become facts.
 
-Scalars mean what they mean to kubectl (YAML 1.1 without sexagesimals and timestamps), and what is no JSON is refused.
-Stricter than kubectl: a key that is written twice, an alias bomb and an empty file are refused, as half a file must
-never pass for a whole one. Whether a pool makes sense is the question of `ledger.admission`, not of this module.
-`cni.folder` reads the files and calls it.
+Scalars mean what they mean to kubectl, and what JSON cannot say is refused. Stricter than kubectl: a key written twice,
+an alias bomb and an empty file are refused, as half a file must never pass for a whole one. Whether a pool makes sense
+is the question of `ledger.admission`. `cni.folder` reads the files and is the caller.
 
 Pure.
 """
@@ -13,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Final, Literal, NamedTuple, NoReturn, TypeAlias
 
 import yaml
@@ -24,13 +23,10 @@ from ledger.resources import GROUP, Applied, ObjectMeta, SpiderIPPool, SpiderRes
 
 FILE_BYTES_MAX: Final = 64 * 1024 * 1024
 DEPTH_MAX: Final = 64
-"""Mappings and lists inside each other, in one document."""
-ALIASED_VALUES_MAX: Final = 10_000
-"""Values that one document may repeat by aliases, those inside of what they point to counted."""
-FIELDS_SHOWN_MAX: Final = 5
+ALIASED_VALUES_MAX: Final = 10_000  # In one document, those inside of what an alias stands for counted.
+FIELDS_SHOWN_MAX: Final = 5  # In the text of one error.
 
-LOADER: Final[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-"""The C one is 18 times as fast, where it was built."""
+LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # The C one is 18 times as fast, where it was built.
 
 ClusterObject: TypeAlias = PodFacts | NodeFacts | NamespaceFacts | SpiderIPPool | SpiderReservedIP
 
@@ -43,15 +39,7 @@ class ManifestError(Exception):
         self.file, self.line, self.text = file, line, text
 
     def __str__(self) -> str:
-        place = f"{self.file}:{self.line}" if self.line else self.file
-        return f"{place}: {self.text}"
-
-
-class Document(NamedTuple):
-    """A stretch of a file between two document markers, and the line on which it begins."""
-
-    line: int
-    text: str
+        return f"{self.file}:{self.line}: {self.text}" if self.line else f"{self.file}: {self.text}"
 
 
 class Manifest(NamedTuple):
@@ -64,20 +52,18 @@ class Manifest(NamedTuple):
 
 
 class ObjectKey(NamedTuple):
-    """What an object is known by; the namespace of nodes, namespaces and pools is empty."""
+    """What an object is known by. Only pods have a namespace here."""
 
     kind: str
     namespace: str
     name: str
 
-    @property
-    def text(self) -> str:
-        """How people write it."""
+    def __str__(self) -> str:
         return f"{self.kind} {self.namespace}/{self.name}" if self.namespace else f"{self.kind} {self.name}"
 
 
 class Shown(NamedTuple):
-    """An object that we use, and where it stands in its file."""
+    """An object that we use, and the line on which it begins."""
 
     key: ObjectKey
     value: ClusterObject
@@ -85,16 +71,17 @@ class Shown(NamedTuple):
 
 
 class Contents(NamedTuple):
-    """All that a document says: objects, kinds that were passed over, and what is wrong."""
+    """What some text says: objects, the kinds that were passed over, and what is wrong."""
 
     objects: tuple[Shown, ...] = ()
     passed_over: tuple[str, ...] = ()
     problems: tuple[ManifestError, ...] = ()
 
     def moved(self, lines: int) -> Contents:
-        """The same document further down (or up) in its file; not for one with problems."""
-        assert not self.problems
-        return self._replace(objects=tuple(each._replace(line=each.line + lines) for each in self.objects))
+        """The same text so many lines further down in its file."""
+        objects = tuple([Shown(key, value, line + lines) for key, value, line in self.objects])
+        problems = tuple([ManifestError(each.file, each.line + lines, each.text) for each in self.problems])
+        return Contents(objects, self.passed_over, problems)
 
 
 def decoded(file: str, content: bytes) -> str:
@@ -105,137 +92,96 @@ def decoded(file: str, content: bytes) -> str:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        raise ManifestError(file, line, f"is not UTF-8: byte 0x{content[error.start]:02x}") from None
+        raise ManifestError(file, line, f"is not UTF-8 (byte 0x{error.object[error.start]:02x})") from None
     if not text.strip():
-        # Between `open` and `write` every file is empty. To take that for "all pods are gone" would free addresses.
+        # A file that is being written anew is empty at first: taken at its word, it would free all its pods' addresses.
         raise ManifestError(file, 0, "is empty; remove the file if its objects are to go")
     return text
 
 
-def documents(text: str) -> Iterator[Document]:
-    """The text, cut where a document begins, so that whoever has read it before reads only what is new.
-
-    A marker in the first column is one wherever it stands. A directive belongs to the marker after it: then the text
-    stays in one piece.
-    """
-    starts = [] if _DIRECTIVE.search(text) else [each.start() for each in _MARKER.finditer(text)]
+def pieces(text: str) -> Iterator[tuple[int, str]]:
+    """The text cut at its document markers, each piece with its first line, so that only new ones need be read."""
+    cuts = [] if _DIRECTIVE.search(text) else [each.start() for each in _MARKER.finditer(text)]
     line = 1
-    for start, end in zip([0, *starts], [*starts, len(text)], strict=True):
-        yield Document(line, text[start:end])
+    for start, end in zip([0, *cuts], [*cuts, len(text)], strict=True):
+        yield line, text[start:end]
         line += text.count("\n", start, end)
 
 
-def contents(file: str, document: Document) -> Contents:
-    """What the document says. Nothing is raised: what cannot be read is among the problems."""
+def contents(file: str, text: str) -> Contents:
+    """What the text says, whole documents of this file. Never raises: what cannot be read is among the problems."""
     objects: list[Shown] = []
-    passed_over: list[str] = []
+    passed_over: dict[str, None] = {}
     problems: list[ManifestError] = []
     try:
-        for manifest in _manifests(file, document):
-            try:
-                found = shown(file, manifest)
-            except ManifestError as problem:
-                problems.append(problem)
-                continue
-            if found is None:
-                passed_over.append(f"{manifest.api_version} {manifest.kind}")
-            else:
+        for manifest in manifests(file, text):
+            found = _shown(file, manifest)
+            if isinstance(found, Shown):
                 objects.append(found)
+            elif found is None:
+                passed_over[f"{manifest.api_version} {manifest.kind}"] = None
+            else:
+                problems.append(found)
     except ManifestError as problem:
-        problems.append(problem)
-    return Contents(tuple(objects), tuple(dict.fromkeys(passed_over)), tuple(problems))
+        problems.append(ManifestError(*problem.args))  # Not this one: it holds on to all that was read.
+    return Contents(tuple(objects), tuple(passed_over), tuple(problems))
 
 
 def manifests(file: str, text: str) -> tuple[Manifest, ...]:
-    """All objects of a file, lists unfolded; ManifestError when one cannot be read."""
-    return tuple(each for document in documents(text) for each in _manifests(file, document))
+    """The objects in the text, lists of them unfolded; ManifestError when it is no YAML or something is no object."""
+    if found := _UNPRINTABLE.search(text):
+        raise ManifestError(file, text.count("\n", 0, found.start()) + 1, f"U+{ord(found[0]):04X} is not allowed")
+    return tuple(_Reader(file, text).manifests())
 
 
-def shown(file: str, manifest: Manifest) -> Shown | None:
-    """The manifest as the fact that it states, None for a kind that we do not use; ManifestError names the field."""
-    model = _MODELS.get((manifest.api_version.rpartition("/")[0], manifest.kind))
-    if model is None:
-        return None
-    try:
-        applied = model.model_validate(manifest.document)
-    except ValidationError as error:
-        raise ManifestError(file, manifest.line, f"{_title(manifest)}: {_field_errors(error)}") from None
-    value = _value(applied)
-    if bad := next(_bad_names(applied), None):
-        raise ManifestError(file, manifest.line, f"{_title(manifest)}: {bad}")
-    return Shown(_key(manifest.kind, value), value, manifest.line)
-
-
-# --- From text to manifests ---
-
-_MARKER = re.compile(r"^---(?=\s|\Z)", re.MULTILINE)
-_DIRECTIVE = re.compile(r"^%", re.MULTILINE)
+_MARKER = re.compile(r"^---(?=\s|\Z)", re.MULTILINE)  # In the first column it is one wherever it stands.
+_DIRECTIVE = re.compile(r"^%", re.MULTILINE)  # Belongs to the marker after it: such a text stays in one piece.
 _UNPRINTABLE = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-_SURROGATE = re.compile("[\ud800-\udfff]")
-
-
-def _manifests(file: str, document: Document) -> Iterator[Manifest]:
-    if found := _UNPRINTABLE.search(document.text):
-        line = document.line + document.text.count("\n", 0, found.start())
-        raise ManifestError(file, line, f"the character U+{ord(found[0]):04X} is not allowed")
-    reader = _Reader(file, document)
-    for value, line in reader.roots():
-        if value is not None:  # Nothing between two markers is nothing to apply.
-            yield from reader.unfolded(value, line)
+_TYPE = re.compile(r"[-./A-Za-z0-9]{1,253}")
+_TAG = "tag:yaml.org,2002:"
 
 
 class _Reader:
-    """Reads one document's events into plain values, and remembers on which line each mapping began.
+    """Makes plain values of the parser's events, and remembers on which line each mapping began.
 
-    Not PyYAML's constructor: that one sees sexagesimals and dates where kubectl sees text, and lets the last of two
-    equal keys win. The depth is bounded before anything recurses.
+    PyYAML's own constructor sees numbers and dates where kubectl sees text, and lets the last of two equal keys win;
+    its composer recurses as deep as the text wants.
     """
 
-    def __init__(self, file: str, document: Document) -> None:
+    def __init__(self, file: str, text: str) -> None:
         self._file = file
-        self._first_line = document.line
-        self._events: Iterator[Any] = iter(yaml.parse(document.text, Loader=LOADER))
+        self._events: Iterator[Any] = iter(yaml.parse(text, Loader=LOADER))
         self._anchors: dict[str, tuple[Any, int]] = {}
         self._lines: dict[int, int] = {}
         self._values = 0
         self._aliased = 0
 
-    def roots(self) -> Iterator[tuple[Any, int]]:
-        """Each document's value and line, as there can be several without a marker in the first column."""
+    def manifests(self) -> Iterator[Manifest]:
+        """Each object, in order. Nothing between two markers is nothing to apply."""
         while not isinstance(event := self._next(), yaml.StreamEndEvent):
             if isinstance(event, yaml.DocumentStartEvent):
                 self._anchors.clear()
                 self._aliased = 0
                 root = self._next()
-                yield self._value(root, 0), self._line(root)
+                if (value := self._value(root, 0)) is not None:
+                    yield from self._unfolded(value, _line(root))
 
-    def unfolded(self, value: Any, line: int) -> Iterator[Manifest]:
-        """The object, or what is in it if it is a list of objects."""
+    def _unfolded(self, value: Any, line: int) -> Iterator[Manifest]:
+        """The object, or those in it when it is a list."""
         if not isinstance(value, dict):
             raise ManifestError(self._file, line, "is not an object (a mapping with apiVersion and kind)")
-        line = self._lines.get(id(value), line)
-        api_version, kind = (self._word(value, field, line) for field in ("apiVersion", "kind"))
-        if not kind.endswith("List") or "items" not in value:
-            yield Manifest(kind, api_version, value, line)
+        line = self._lines[id(value)]
+        for field in ("apiVersion", "kind"):
+            if not isinstance(value.get(field), str) or not _TYPE.fullmatch(value[field]):
+                raise ManifestError(self._file, line, f"has no {field}, or an impossible one")
+        if value["kind"] != "List":
+            yield Manifest(value["kind"], value["apiVersion"], value, line)
             return
-        items = value["items"]
+        items = value.get("items")
         if not isinstance(items, list | None):
-            raise ManifestError(self._file, line, f"{kind}: items is not a list")
+            raise ManifestError(self._file, line, "the items of a List are not a list")
         for item in items or ():
-            # The API leaves both out of the objects in a list of one kind.
-            named = kind == "List" or not isinstance(item, dict) or "kind" in item
-            whole = item if named else self._same_place({"apiVersion": api_version, "kind": kind[:-4], **item}, item)
-            yield from self.unfolded(whole, line)
-
-    def _same_place(self, value: dict[str, Any], original: dict[str, Any]) -> dict[str, Any]:
-        self._lines[id(value)] = self._lines[id(original)]
-        return value
-
-    def _word(self, value: dict[str, Any], field: str, line: int) -> str:
-        word = value.get(field)
-        if not isinstance(word, str) or not word:
-            raise ManifestError(self._file, line, f"has no {field}")
-        return word
+            yield from self._unfolded(item, line)
 
     def _next(self) -> Any:
         try:
@@ -243,15 +189,12 @@ class _Reader:
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
             text = ", ".join(filter(None, (error.context, error.problem)))
-            raise ManifestError(self._file, self._first_line + (mark.line if mark else 0), text) from None
-        except (yaml.YAMLError, ValueError) as error:  # The Python scanner lets chr() fail on "\UFFFFFFFF".
-            raise ManifestError(self._file, self._first_line, str(error)) from None
-
-    def _line(self, event: Any) -> int:
-        return self._first_line + int(event.start_mark.line)
+            raise ManifestError(self._file, mark.line + 1 if mark else 1, text) from None
+        except (yaml.YAMLError, ValueError) as error:  # ValueError: the Python scanner's chr() of "\UFFFFFFFF".
+            raise ManifestError(self._file, 1, " ".join(str(error).split())) from None
 
     def _refuse(self, event: Any, text: str) -> NoReturn:
-        raise ManifestError(self._file, self._line(event), text)
+        raise ManifestError(self._file, _line(event), text)
 
     def _value(self, event: Any, depth: int) -> Any:
         if isinstance(event, yaml.AliasEvent):
@@ -264,7 +207,7 @@ class _Reader:
         return value
 
     def _alias(self, event: Any) -> Any:
-        """What the anchor stands on. An anchor is known once its value is complete, so nothing can contain itself."""
+        """What the anchor stands at. An anchor is known once its value is complete, so nothing can contain itself."""
         if event.anchor not in self._anchors:
             self._refuse(event, f"the alias *{event.anchor} stands for nothing written before it")
         value, size = self._anchors[event.anchor]
@@ -277,15 +220,13 @@ class _Reader:
     def _collection(self, event: Any, depth: int) -> Any:
         if depth > DEPTH_MAX:
             self._refuse(event, f"is nested deeper than {DEPTH_MAX}")
-        mapping = isinstance(event, yaml.MappingStartEvent)
-        if event.tag not in (None, "!", _TAG + ("map" if mapping else "seq")):
+        if event.tag not in (None, "!", _TAG + "map", _TAG + "seq"):
             self._refuse(event, f"the tag {event.tag} is not allowed")
-        return self._mapping(event, depth) if mapping else self._list(depth)
-
-    def _list(self, depth: int) -> list[Any]:
+        if isinstance(event, yaml.MappingStartEvent):
+            return self._mapping(event, depth)
         values: list[Any] = []
-        while not isinstance(event := self._next(), yaml.SequenceEndEvent):
-            values.append(self._value(event, depth))
+        while not isinstance(each := self._next(), yaml.SequenceEndEvent):
+            values.append(self._value(each, depth))
         return values
 
     def _mapping(self, start: Any, depth: int) -> dict[str, Any]:
@@ -295,12 +236,16 @@ class _Reader:
             if isinstance(event, yaml.ScalarEvent) and event.value == "<<" and event.implicit[0]:
                 merged = {**self._merged(event, depth), **merged}
                 continue
-            key = self._name(event, self._value(event, depth))
+            key = self._value(event, depth)
+            if isinstance(key, int):  # The API server gets `1: a` as {"1": "a"}, and `yes: a` as {"true": "a"}.
+                key = json.dumps(key)
+            if not isinstance(key, str):
+                self._refuse(event, "a key must be text")
             if key in own:
                 self._refuse(event, f"the key {json.dumps(key)} stands here twice")
             own[key] = self._value(self._next(), depth)
         whole = {**merged, **own} if merged else own
-        self._lines[id(whole)] = self._line(start)
+        self._lines[id(whole)] = _line(start)
         return whole
 
     def _merged(self, event: Any, depth: int) -> dict[str, Any]:
@@ -310,54 +255,36 @@ class _Reader:
             self._refuse(event, "<< takes a mapping or a list of mappings")
         return {key: found for each in reversed(sources) for key, found in each.items()}
 
-    def _name(self, event: Any, key: Any) -> str:
-        match key:
-            case str():
-                return key
-            case bool() | int():  # As the API server gets it: `1: a` is {"1": "a"}.
-                return json.dumps(key)
-            case _:
-                self._refuse(event, "a key must be text")
-
     def _scalar(self, event: Any) -> Any:
         text: str = event.value
-        if event.tag in (None, "!"):
-            value = _resolved(text) if event.implicit[0] else text
-        elif event.tag in _TAGGED:
-            value = _TAGGED[event.tag](text)
-            if value is _WRONG:
-                self._refuse(event, f"{json.dumps(text)} is not what the tag {event.tag} says")
-        else:
+        if event.tag not in (None, "!", _TAG + "str"):
             self._refuse(event, f"the tag {event.tag} is not allowed")
+        value = _resolved(text) if event.implicit[0] else text
         if isinstance(value, float) and not math.isfinite(value):
-            self._refuse(event, f"{text} is no number that JSON can say")
-        if not text.isascii() and _SURROGATE.search(text):  # Only the Python scanner lets "\ud800" pass.
-            self._refuse(event, "half a surrogate pair is no character")
+            self._refuse(event, f"JSON has no number {text}")
+        if found := _UNPRINTABLE.search(text):  # Written as an escape: no database keeps "\0".
+            self._refuse(event, f"U+{ord(found[0]):04X} is not allowed")
         return value
 
 
-# --- What plain scalars mean: the rules of goyaml.v2, which kubectl reads with ---
+def _line(event: Any) -> int:
+    return int(event.start_mark.line) + 1
 
-_TAG = "tag:yaml.org,2002:"
-_WRONG: Final = object()
-_WORDS: Final[Mapping[str, bool | float | None]] = {
-    form: value
+
+# What plain scalars mean to goyaml.v2, with which kubectl reads: YAML 1.1 without sexagesimals and timestamps. It
+# matters where text is asked for, as in labels and annotations.
+_WORDS: Final[Mapping[str, bool | float | None]] = {"": None} | {
+    word: value
     for words, value in (
-        ("y yes true on", True),
-        ("n no false off", False),
-        ("null", None),
-        (".inf +.inf", math.inf),
-        ("-.inf", -math.inf),
-        (".nan", math.nan),
+        ("y Y yes Yes YES true True TRUE on On ON", True),
+        ("n N no No NO false False FALSE off Off OFF", False),
+        ("~ null Null NULL", None),
+        (".inf .Inf .INF +.inf +.Inf +.INF -.inf -.Inf -.INF .nan .NaN .NAN", math.inf),
     )
     for word in words.split()
-    for form in (word, word.upper(), word.capitalize(), word.replace("inf", "Inf"), word.replace("nan", "NaN"))
-} | {"": None, "~": None}
-_INTEGER = re.compile(
-    r"(?P<sign>[-+]?)(?:0[xX](?P<x>[0-9a-fA-F]{1,16})|0[oO]?(?P<o>[0-7]{1,22})|0[bB](?P<b>[01]{1,64})|(?P<d>0|[1-9][0-9]{0,19}))"
-)
+}
+_INTEGER = re.compile(r"([-+]?)(0[xX][0-9a-fA-F]{1,16}|0[oO]?[0-7]{1,22}|0[bB][01]{1,64}|0|[1-9][0-9]{0,18})")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
-_BASES: Final[Mapping[str, int]] = {"x": 16, "o": 8, "b": 2, "d": 10}
 
 
 def _resolved(text: str) -> Any:
@@ -367,63 +294,106 @@ def _resolved(text: str) -> Any:
         return text
     plain = text.replace("_", "")
     if found := _INTEGER.fullmatch(plain):
-        base = str(found.lastgroup)
-        return int(found["sign"] + found[base], _BASES[base])
+        return int(found[1] + re.sub("^0(?=[0-7])", "0o", found[2]), base=0)
     number = float(plain) if _FLOAT.fullmatch(plain) else math.inf
     return number if math.isfinite(number) else text
 
 
-def _tagged(*types: type) -> Callable[[str], Any]:
-    def read(text: str) -> Any:
-        value = _resolved(text)
-        return value if type(value) in types else _WRONG
-
-    return read
-
-
-_TAGGED: Final[Mapping[str, Callable[[str], Any]]] = {
-    _TAG + "str": str,
-    _TAG + "int": _tagged(int),
-    _TAG + "float": _tagged(float, int),
-    _TAG + "bool": _tagged(bool),
-    _TAG + "null": _tagged(type(None)),
-}
-
-
-# --- From manifests to facts ---
-
-
-class _PodSpec(Applied):
+class _Spec(Applied):
     node_name: str = ""
     restart_policy: str = "Always"
 
 
-class _PodStatus(Applied):
+class _Status(Applied):
     phase: str = ""
     reason: str = ""
 
 
-class _Pod(Applied):
+class _Core(Applied):
+    """A pod, a node or a namespace; of the last two only the metadata counts."""
+
     api_version: Literal["v1"]
     metadata: ObjectMeta
-    spec: _PodSpec = _PodSpec()
-    status: _PodStatus = _PodStatus()
+    spec: _Spec = _Spec()
+    status: _Status = _Status()
 
 
-class _Node(Applied):
-    api_version: Literal["v1"]
-    metadata: ObjectMeta
-
-
-class _Namespace(Applied):
-    api_version: Literal["v1"]
-    metadata: ObjectMeta
-
-
-_MODELS: Final[Mapping[tuple[str, str], type[Applied]]] = {
-    ("", "Pod"): _Pod,
-    ("", "Node"): _Node,
-    ("", "Namespace"): _Namespace,
+_Stated: TypeAlias = _Core | SpiderIPPool | SpiderReservedIP
+_MODELS: Final[Mapping[tuple[str, str], type[_Stated]]] = {
+    **dict.fromkeys((("", "Pod"), ("", "Node"), ("", "Namespace")), _Core),
     (GROUP, "SpiderIPPool"): SpiderIPPool,
     (GROUP, "SpiderReservedIP"): SpiderReservedIP,
 }
+# Names become parts of claim keys, so that they must be what the API server takes as names.
+_SUBDOMAIN = re.compile(r"(?=.{1,253}\Z)[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
+_LABEL = re.compile(r"(?=.{1,63}\Z)[a-z0-9]([-a-z0-9]*[a-z0-9])?")
+_UID = re.compile(r"[-._A-Za-z0-9]{1,128}")
+
+
+def _shown(file: str, manifest: Manifest) -> Shown | ManifestError | None:
+    """The object that the manifest states; None for a kind that we do not use."""
+    model = _MODELS.get((manifest.api_version.rpartition("/")[0], manifest.kind))
+    if model is None:
+        return None
+    try:
+        stated = model.model_validate(manifest.document)
+    except ValidationError as error:
+        return ManifestError(file, manifest.line, f"{manifest.kind}: {_field_errors(error)}")
+    namespace = (stated.metadata.namespace or "default") if manifest.kind == "Pod" else ""
+    key = ObjectKey(manifest.kind, namespace, stated.metadata.name)
+    if problem := _bad_name(key, stated):
+        return ManifestError(file, manifest.line, f"{manifest.kind}: {problem}")
+    return Shown(key, _value(key, stated), manifest.line)
+
+
+def _value(key: ObjectKey, stated: _Stated) -> ClusterObject:
+    if not isinstance(stated, _Core):
+        return stated
+    meta = stated.metadata
+    match key.kind:
+        case "Node":
+            return NodeFacts(key.name, meta.labels)
+        case "Namespace":  # The API server puts this label on each, whatever was applied.
+            return NamespaceFacts(key.name, {**meta.labels, "kubernetes.io/metadata.name": key.name}, meta.annotations)
+    owners = [Owner(each.api_version, each.kind, each.name) for each in meta.owner_references if each.controller]
+    owner = owners[0] if owners else None  # Nobody here knows who owns a ReplicaSet or a Job: it is its own top owner.
+    dead = _dead_reason(stated)
+    names = (key.namespace, key.name, meta.uid, stated.spec.node_name)
+    return PodFacts(*names, meta.labels, meta.annotations, owner, owner, alive=not dead, dead_reason=dead)
+
+
+def _dead_reason(pod: _Core) -> str:
+    """Why the pod needs no addresses any more ("" while it does): Spiderpool's rule."""
+    phase, restarts = pod.status.phase, pod.spec.restart_policy
+    if pod.metadata.terminating:
+        return "terminating"
+    if phase == "Failed" and pod.status.reason == "Evicted":
+        return "evicted"
+    finished = (phase == "Succeeded" and restarts != "Always") or (phase == "Failed" and restarts == "Never")
+    return phase.lower() if finished else ""
+
+
+def _bad_name(key: ObjectKey, stated: _Stated) -> str:
+    """The first field that must be a name and is none."""
+    node = stated.spec.node_name if isinstance(stated, _Core) else ""
+    for field, text, form in (
+        ("metadata.name", key.name, _LABEL if key.kind == "Namespace" else _SUBDOMAIN),
+        ("metadata.namespace", key.namespace, _LABEL),
+        ("metadata.uid", stated.metadata.uid, _UID),
+        ("spec.nodeName", node, _SUBDOMAIN),
+    ):
+        if not form.fullmatch(text) and (text or field == "metadata.name"):
+            return f"{field}: {json.dumps(text[:64])} cannot be one"
+    return ""
+
+
+def _field_errors(error: ValidationError) -> str:
+    texts: list[str] = []
+    for each in error.errors(include_url=False, include_context=False)[:FIELDS_SHOWN_MAX]:
+        path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in each["loc"])
+        texts.append(f"{path[1:]}: {each['msg']}{_instead(each['input'])}")
+    return "; ".join(texts)
+
+
+def _instead(given: object) -> str:
+    return f", not {json.dumps(given)}" if isinstance(given, int | float | str) and len(str(given)) < 64 else ""

@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 from ledger.addresses import Ip
 from ledger.claims import Claim, Span, exactly
 from ledger.decide import Attempt, Decision, Setback, Unmet, place_of
-from ledger.images import Asked, Demand, Plan
-from ledger.reading import DEMANDS_MAX
+from ledger.images import DEMANDS_MAX, Asked, Demand, Plan
 from ledger.requests import Acquire, Answer, Free, Reason, Refusal, Refuse, Release, Request
 
 EXTENTS_FIRST = 1

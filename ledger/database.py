@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,24 @@ from ledger.dialects import (
 )
 
 APPLICATION = "spiderledger"
+
+
+@dataclass(frozen=True)
+class Database:
+    """Where the ledger is: what `spiderledger` hands to every verb."""
+
+    address: str
+    state: Path
+
+    @property
+    def file(self) -> Path | None:
+        """The SQLite file, if it is one."""
+        url = database_url(self.address)
+        return Path(str(url.database)).absolute() if url.get_backend_name() == "sqlite" else None
+
+    def open(self, *, writes: bool = False, connections: int = 2) -> Engine:
+        """An engine that connects when first used."""
+        return open_engine(self.address, writes=writes, connections=connections)
 
 
 class DatabaseAddressError(ValueError):

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from ledger.addresses import Ip
 from ledger.claims import Span
+
+
+DEMANDS_MAX: Final = 16
+"""Pools that one batch may draw on; requests for more wait for the next batch."""
 
 
 class Address(NamedTuple):

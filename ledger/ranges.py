@@ -101,13 +101,13 @@ def parse_ranges(texts: Iterable[str], family: Family) -> Intervals:
 
 def parse_cidr(text: str, family: Family) -> Cidr:
     """The subnet that ``address/length`` writes; host bits are dropped, so compare `cidr_text` where they matter."""
-    address, slash, digits = text.partition("/")
+    address, _, digits = text.partition("/")
     length = PREFIX_LENGTH.fullmatch(digits)
     try:
         ip = parse_address(address, family)
     except ValueError:
         length = None
-    if not slash or length is None or int(length[1]) > BITS[family]:
+    if length is None or int(length[1]) > BITS[family]:
         raise ValueError(f"invalid CIDR format in IPv{family} '{text}'")
     prefix = int(length[1])
     host_bits = (1 << (BITS[family] - prefix)) - 1

@@ -38,11 +38,9 @@ from sqlalchemy.sql.expression import CTE, CompoundSelect
 
 from ledger import dialects
 from ledger.addresses import key
-from ledger.images import Address, Demand, Extent, Head, Images, Plan
+from ledger.images import DEMANDS_MAX, Address, Demand, Extent, Head, Images, Plan
 from ledger.tables import IpKey, address, event, extent, idle, ledger
 
-DEMANDS_MAX: Final = 16
-"""Pools that one batch may draw on; requests for more wait for the next batch."""
 NO_POOL: Final = -1
 
 _cells = [address.c[name] for name in Address._fields]

@@ -13,9 +13,10 @@ from sqlalchemy import Connection, Engine, insert, select, update
 
 from ledger import dialects
 from ledger.canonical import canonical
+from ledger.definition import State
 from ledger.events import VERSION, Event, EventType, sealed
 from ledger.images import Head
-from ledger.tables import ledger, object_uid
+from ledger.tables import ledger, object_uid, pool
 from ledger.writing import write
 
 ObjectName = tuple[str, str, str]
@@ -59,7 +60,9 @@ def name_objects(engine: Engine, present: set[ObjectName]) -> dict[ObjectName, s
     with engine.begin() as connection:
         known = {(row.kind, row.namespace, row.name): row.uid for row in connection.execute(select(object_uid))}
         new = {name: random_uid() for name in sorted(present - known.keys())}
-        gone = {name: uid for name, uid in sorted(known.items()) if name not in present}
+        # A pool keeps its uid until it is retired, so that one that comes back meanwhile is the same pool.
+        living = set(connection.execute(select(pool.c.uid).where(pool.c.state != State.RETIRED)).scalars())
+        gone = {name: uid for name, uid in sorted(known.items()) if name not in present and uid not in living}
         if new or gone:
             _write_names(connection, new, gone)
     return {name: uid for name, uid in (known | new).items() if name in present}

@@ -1,0 +1,1 @@
+"""Out: facts leave the journal as projections, and answer what people ask."""

@@ -23,6 +23,7 @@ from ledger.journal import Mark, fence, page
 from projector import checkpoints, images
 from projector.checkpoints import BEGINNING, DROPPED, AnotherProjectorError
 from projector.lag import Lag, lag
+from projector.present import newest
 from projector.projections import PROJECTIONS, Image, Projection
 
 PAGE_EVENTS: Final = 1_000
@@ -158,7 +159,7 @@ def rebuild(engine: Engine, name: str, *, reader: Engine | None = None) -> None:
     tail = Tail(engine, projections, reader=reader)
     with engine.begin() as connection:
         checkpoints.reset(connection, name)
-        end = checkpoints.newest(connection, fence(connection)).mark
+        end, _ = newest(connection, fence(connection))
     while tail.mark < end:
         tail.step()
 

@@ -441,6 +441,7 @@ BAD_ANSWERS = {
     "too long": http(RESULT.ljust((1 << 20) + 1)),
     "endless head": b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 4000,
     "long head": http(RESULT, head=b"X: y\r\n" * 4000),
+    "another protocol": http(RESULT).replace(b"HTTP", b"RTSP"),
     "no HTTP": b"220 mail.example.org ESMTP\r\n\r\n",
     "bytes": bytes(range(256)),
     "no status": b"HTTP/1.1\r\nContent-Length: 2\r\n\r\n{}",
