@@ -26,7 +26,7 @@ from cni.named import NamedFolder
 from cni.server import Server
 from cni.spool import Spool
 from ledger.database import Database, DatabaseAddressError
-from ledger.schema import check_schema, migrate
+from ledger.schema import migrate
 from ledger.store import BOTH_FAMILIES, DOUBT_SECONDS, Ledger
 from ledger.store import Settings as LedgerSettings
 from ledger.writer import WriterLock
@@ -102,6 +102,7 @@ def agent(
 ) -> None:
     """Serve the CNI plugin of this node until SIGTERM. On SQLite it also hosts the projector."""
     logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("alembic").setLevel(logging.WARNING)
     # A lone ADD must not wait five milliseconds for a background thread to give the interpreter up.
     sys.setswitchinterval(SWITCH_SECONDS)
     database: Database = context.obj
@@ -122,7 +123,7 @@ def agent(
         )
         background = [part for part in (controller, tail) if part is not None]
         if controller is not None:
-            controller.look()
+            controller.look_safely()
         for part in background:
             _in_background(parts, part, stop)
         server = Server(socket_path, served.received)
@@ -142,7 +143,6 @@ def _open_ledger(parts: ExitStack, database: Database, doubt: float) -> tuple[Le
     parts.callback(engine.dispose)
     if database.file is not None:
         migrate(engine)
-    check_schema(engine)
     store = Ledger(engine, LedgerSettings(witness=database.state / "witness", doubt_seconds=doubt))
     if database.file is None:
         return store, None

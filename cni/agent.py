@@ -35,7 +35,6 @@ log = logging.getLogger(__name__)
 
 RESELECTS_MAX: Final = 5
 DELETIONS_REMEMBERED_MAX: Final = 10_000
-SPOOL_RETRY_SECONDS: Final = 1.0
 IDLE_SECONDS: Final = 1.0
 """How often the spool is looked at when nobody calls."""
 
@@ -95,7 +94,6 @@ class Agent:
         self._many_nodes = many_nodes
         self._inbox: queue.SimpleQueue[tuple[Connection, HttpRequest] | None] = queue.SimpleQueue()
         self._seen = Seen()
-        self._spool_after = 0.0
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="agent", daemon=True)
         self.server: Server | None = None
@@ -124,7 +122,11 @@ class Agent:
     def _run(self) -> None:
         while True:
             arrived = self._arrived()
-            self._serve(arrived)
+            try:
+                self._serve(arrived)
+            except Exception:
+                # Whatever is wrong with one batch, the node's next pod needs an agent.
+                log.exception("a batch failed")
             if self._stopping.is_set() and not arrived and self._inbox.empty():
                 return
 
@@ -255,10 +257,13 @@ class Agent:
     # Commands --------------------------------------------------------------------------------
 
     def _add(self, call: CniCall) -> Request:
+        self._must_be_synced(call)
         late = planning.too_late(call, self._seen.order(call))
         if late is not None:
             raise late
-        self._must_be_synced(call)
+        if self._spool.has(call.container):
+            text = f"a DEL of container {call.container} waits to be applied: try again"
+            raise CniError(Code.TRY_AGAIN, text, version=call.version)
         return planning.acquire(call, self._facts(call), self._ledger.definition(), self._settings)
 
     def _del_act(self, waiting: Waiting) -> Act | None:
@@ -342,16 +347,12 @@ class Agent:
     # Spool -----------------------------------------------------------------------------------
 
     def _apply_spool(self) -> None:
-        """What lies in the spool comes before anything else."""
-        if time.monotonic() < self._spool_after or not self._cluster.synced:
-            return
-        waiting = self._spool.waiting(BATCH_MAX)
-        if not waiting:
-            return
-        self._spool_after = time.monotonic() + SPOOL_RETRY_SECONDS
-        acts = [act for spooled in waiting if (act := self._spooled(spooled)) is not None]
-        self._answered(acts, self._ledger.act([act.request for act in acts]))
-        self._spool_after = 0.0
+        """What lies in the spool comes before anything else. What cannot be applied keeps its container waiting."""
+        while self._cluster.synced and (waiting := self._spool.waiting(BATCH_MAX)):
+            acts = [act for spooled in waiting if (act := self._spooled(spooled)) is not None]
+            self._answered(acts, self._ledger.act([act.request for act in acts]))
+            if len(self._spool.waiting(len(waiting))) == len(waiting):
+                return
 
     def _spooled(self, spooled: Spooled) -> Act | None:
         try:

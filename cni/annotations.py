@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
 
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
-from cni.call import Section, asked_address, decoded, is_interface, one_of_each_family
+from cni.call import Section, asked_address, decoded, is_interface, one_of_each_family, problem_of
 from cni.errors import shown
 from ledger import addresses, ranges
 from ledger.addresses import Family, Ip
@@ -150,7 +150,7 @@ def asked_addresses(annotations: Mapping[str, str]) -> tuple[Ip, ...]:
     if text is None:
         return ()
     listed = text.strip().startswith("[")
-    texts = list(_read(text, _names, "Pod", ADDRESS)) if listed else [each.strip() for each in text.split(",")]
+    texts = _read(text, _names, "Pod", ADDRESS) if listed else tuple(map(str.strip, text.split(",")))
     try:
         return one_of_each_family(map(asked_address, texts))
     except ValueError as error:
@@ -176,12 +176,13 @@ def network(text: str) -> Network:
     raise ValueError(f"{shown(text)} is not written as namespace/name@interface, in lower case letters, digits and -")
 
 
-def without_patterns(names: Sequence[str], known: Sequence[str], family: Family) -> tuple[str, ...]:
+def without_patterns(names: Sequence[str], known: Iterable[str], family: Family) -> tuple[str, ...]:
     """The names, each pattern replaced by those known ones that it matches; one that matches nothing disappears."""
     patterns = [name for name in names if any(each in name for each in "*?[")]
     if len(patterns) > PATTERNS_MAX:
         raise WrongInputError(f"wrong input, more than {PATTERNS_MAX} IPv{family} PoolName patterns")
-    meant = {name: _matching(name, known, family) for name in patterns}
+    listed = list(known) if patterns else []
+    meant = {name: _matching(name, listed, family) for name in patterns}
     return tuple(each for name in names for each in meant.get(name, (name,)))
 
 
@@ -254,12 +255,13 @@ def _read(text: str, adapter: TypeAdapter[_T], kind: str, key: str) -> _T:
 
 def _json(text: str, adapter: TypeAdapter[_T]) -> _T:
     value = decoded(text.encode())
+    if value is None or isinstance(value, list):
+        value = tuple(value or ())
     try:
-        return adapter.validate_python(tuple(value) if isinstance(value, list) else value, strict=True)
+        return adapter.validate_python(value, strict=True)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"])) or "value"
-        raise ValueError(f"{where}: {first['msg']}, and it is {shown(first['input'])}") from None
+        field, problem, given = problem_of(error)
+        raise ValueError(f"{field or 'value'}: {problem}, and it is {shown(given)}") from None
 
 
 def _wrong(kind: str, key: str, problem: str) -> WrongInputError:

@@ -29,7 +29,6 @@ VERSIONS = ("0.3.0", "0.3.1", "0.4.0", "1.0.0", NEWEST_VERSION)
 NAME_MAX = 253
 """Names become part of a claim's key, and that stands in an index, whose entries have a limit."""
 INTERFACE_BYTES_MAX = 15
-START_MAX = 2**63 - 1
 
 
 class Command(StrEnum):
@@ -200,13 +199,21 @@ class CniCall:
 
 def read_call(body: bytes) -> CniCall:
     """The call that the plugin's request body carries; CniError says what is wrong with it."""
-    environment, configuration = _parts(body)
+    variables, separator, configuration = (b"\0" + body).partition(b"\0\0")
+    if not separator:
+        raise CniError(Code.UNDECODABLE, "this is not a request of the plugin: no variables before the configuration")
     document = _configuration(configuration)
     try:
-        return _call(environment, document)
+        return _call(dict(map(_variable, variables.split(b"\0")[1:])), document)
     except CniError as error:
         error.version = _version_said(document)
         raise
+
+
+def problem_of(error: ValidationError) -> tuple[str, str, object]:
+    """The first field that is wrong, in what way, and its value; JSON knows lists where Python was asked for a tuple."""
+    first = error.errors(include_url=False)[0]
+    return ".".join(map(str, first["loc"])), first["msg"].replace("tuple", "list"), first["input"]
 
 
 def decoded(text: bytes) -> Any:
@@ -217,14 +224,6 @@ def decoded(text: bytes) -> Any:
     if rb"\u0000" in text:
         raise ValueError("a NUL cannot be kept as text")
     return from_json(text, allow_inf_nan=False)
-
-
-def _parts(body: bytes) -> tuple[dict[str, str], bytes]:
-    """The variables and the configuration, which begins after the first empty entry."""
-    raw, separator, configuration = (b"\0" + body).partition(b"\0\0")
-    if not separator:
-        raise CniError(Code.UNDECODABLE, "this is not a request of the plugin: no variables before the configuration")
-    return dict(map(_variable, raw.split(b"\0")[1:])), configuration
 
 
 def _variable(entry: bytes) -> tuple[str, str]:
@@ -296,7 +295,7 @@ def _command(environment: Mapping[str, str]) -> Command:
 
 
 def _start(text: str) -> int:
-    if not _NUMBER.fullmatch(text) or int(text) > START_MAX:
+    if not _NUMBER.fullmatch(text):
         raise bad_environment("SPIDERLEDGER_START", f"is no time in nanoseconds: {shown(text)}")
     return int(text)
 
@@ -369,9 +368,7 @@ def _validated(model: type[_Read], document: Mapping[str, Any]) -> _Read:
     try:
         return model.model_validate(document)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        field = ".".join(map(str, first["loc"]))
-        raise invalid_configuration(field, first["msg"], first["input"]) from None
+        raise invalid_configuration(*problem_of(error)) from None
 
 
 def _exact(add: _Add) -> tuple[Ip, ...]:
@@ -385,9 +382,8 @@ def _exact(add: _Add) -> tuple[Ip, ...]:
 
 def _addresses_on(interface: str, result: _Result) -> tuple[Ip, ...]:
     """Those of this interface, and those of none: the result of a chain lists other plugins' interfaces too."""
-    names = dict(enumerate(each.name for each in result.interfaces))
-    owned = ((each.address, names.get(-1 if each.interface is None else each.interface)) for each in result.ips)
-    return tuple(ip for ip, owner in owned if owner in (None, interface))
+    names: dict[int | None, str] = dict(enumerate(each.name for each in result.interfaces))
+    return tuple(each.address for each in result.ips if names.get(each.interface, interface) == interface)
 
 
 def _refuse_twice(pairs: list[tuple[str, Any]]) -> None:
@@ -397,5 +393,5 @@ def _refuse_twice(pairs: list[tuple[str, Any]]) -> None:
 
 
 _NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9_.-]{{0,{NAME_MAX - 1}}}")
-_NUMBER = re.compile(r"[0-9]{1,19}")
+_NUMBER = re.compile(r"[0-9]{1,18}|[1-8][0-9]{18}")  # The ledger keeps 63 bits.
 _VERSION = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9}){0,2}")

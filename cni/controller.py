@@ -38,13 +38,17 @@ class FolderController:
     def run(self, stop: threading.Event) -> None:
         """Look until told to stop."""
         while not stop.wait(LOOK_SECONDS):
-            try:
-                self.look()
-            except LedgerAwayError as error:
-                self._tell(f"the folder waits for the ledger: {error}")
-            except Exception:
-                # The loop must outlive a bug in one look: the agent goes on with what it has.
-                log.exception("a look at the folder failed")
+            self.look_safely()
+
+    def look_safely(self) -> None:
+        """Look; what goes wrong is told, and left to the next look."""
+        try:
+            self.look()
+        except LedgerAwayError as error:
+            self._tell(f"the folder waits for the ledger: {error}")
+        except Exception:
+            # The loop must outlive a bug in one look: the agent goes on with what it has.
+            log.exception("a look at the folder failed")
 
     def look(self) -> None:
         """Read the folder, and bring the ledger to what it says."""

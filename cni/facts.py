@@ -1,7 +1,7 @@
 """What the cluster says about a pod when its addresses are chosen: frozen values, gathered before anything is decided.
 
 Nothing here knows where a fact came from. Whoever watches the cluster, or reads it from a folder, makes
-them; the choice of pools reads them, and the agent names claims and subjects by them.
+them; the choice of pools reads them, and the agent names claims by them.
 
 Pure.
 """
@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from cni.call import CniCall
 from ledger.addresses import Family
-from ledger.claims import CONTAINER, POD, Claim, Subject
+from ledger.claims import CONTAINER, POD, Claim
 
 CONFIG_HASH_ANNOTATION = "kubernetes.io/config.hash"
 CONFIG_MIRROR_ANNOTATION = "kubernetes.io/config.mirror"
@@ -104,13 +104,3 @@ def claim_for(call: CniCall, facts: Facts, settings: Settings, interface: str, f
     if pod := facts.pod:
         return Claim(settings.cluster, POD, pod.namespace, pod.name, pod.uid, interface, family)
     return Claim(settings.cluster, CONTAINER, facts.node.name, call.network, call.container, interface, family)
-
-
-def subject_for(call: CniCall, facts: Facts, settings: Settings) -> Subject:
-    """The names behind the claims, as they are now."""
-    pod = facts.pod
-    if pod is None:
-        return Subject(settings.cluster, facts.node.name, call.network, call.container)
-    owner, top_owner = (each.text if each else "" for each in (pod.owner, pod.top_owner))
-    labels = tuple(sorted(pod.labels.items()))
-    return Subject(settings.cluster, pod.namespace, pod.name, pod.uid, owner, top_owner, labels)

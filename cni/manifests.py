@@ -190,7 +190,7 @@ class _Reader:
             mark = error.problem_mark or error.context_mark
             text = ", ".join(filter(None, (error.context, error.problem)))
             raise ManifestError(self._file, mark.line + 1 if mark else 1, text) from None
-        except (yaml.YAMLError, ValueError) as error:  # ValueError: the Python scanner's chr() of "\UFFFFFFFF".
+        except (yaml.YAMLError, ValueError, OverflowError) as error:  # The Python scanner's chr() of "\UFFFFFFFF".
             raise ManifestError(self._file, 1, " ".join(str(error).split())) from None
 
     def _refuse(self, event: Any, text: str) -> NoReturn:

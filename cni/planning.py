@@ -10,12 +10,13 @@ from dataclasses import dataclass
 
 from cni.call import CniCall
 from cni.errors import CniError, Code
-from cni.facts import Facts, PodFacts, Settings
-from cni.selection import Selection, select
+from cni.facts import Facts, PodFacts, Settings, claim_for
+from cni.selection import select
+from ledger.addresses import BITS
 from ledger.claims import CONTAINER, POD, Binding, Claim, Span, Subject, claim_of, exactly, span
 from ledger.definition import Definition
 from ledger.images import Address
-from ledger.requests import Acquire, Grant, Reason, Refusal, Refuse, Release
+from ledger.requests import Acquire, Grant, Refusal, Refuse, Release
 
 ADD_AGE_SECONDS_MAX = 120
 """An older ADD has nobody waiting for its answer: kubelet and containerd give up before, and ask again."""
@@ -59,18 +60,11 @@ def acquire(call: CniCall, facts: Facts, definition: Definition, settings: Setti
     """The ledger's request for an ADD; a refusal is one too, because it leaves its trace."""
     subject = subject_of(call, facts, settings)
     binding = Binding(call.container, call.network, call.netns, facts.node.name, call.start)
-    selection = _select(call, facts, definition, settings)
+    selection = select(call, facts, definition, settings)
     if isinstance(selection, Refusal):
-        return Refuse(_claim(call, facts, settings), subject, binding, selection)
-    return Acquire(selection.wants, call.interface, binding, subject, definition.version)
-
-
-def _select(call: CniCall, facts: Facts, definition: Definition, settings: Settings) -> Selection | Refusal:
-    pod = facts.pod
-    if pod is not None and not pod.alive:
-        text = f"dead Pod {pod.namespace}/{pod.name}, we cannot allocate IP addresees to it"
-        return Refusal(Reason.DEAD_POD, f"{text}: {pod.dead_reason}" if pod.dead_reason else text)
-    return select(call, facts, definition, settings)
+        claim = claim_for(call, facts, settings, call.interface, 4)
+        return Refuse(claim, subject, binding, selection)
+    return Acquire(selection.wants, call.interface, binding, subject, selection.definition)
 
 
 def subject_of(call: CniCall, facts: Facts, settings: Settings) -> Subject:
@@ -80,15 +74,6 @@ def subject_of(call: CniCall, facts: Facts, settings: Settings) -> Subject:
         return Subject(settings.cluster, facts.node.name, call.network, call.container)
     owner, top = (each.text if each else "" for each in (pod.owner, pod.top_owner))
     return Subject(settings.cluster, pod.namespace, pod.name, pod.uid, owner, top, tuple(sorted(pod.labels.items())))
-
-
-def _claim(call: CniCall, facts: Facts, settings: Settings) -> Claim:
-    pod = facts.pod
-    if pod is None:
-        whose = (CONTAINER, facts.node.name, call.network, call.container)
-    else:
-        whose = (POD, pod.namespace, pod.name, pod.uid)
-    return Claim(settings.cluster, *whose, call.interface, 4)
 
 
 def span_of(call: CniCall, node: str, settings: Settings) -> Span:
@@ -157,7 +142,4 @@ def grants_of(rows: Sequence[Address], call: CniCall) -> list[Grant]:
 
 def claims_of(call: CniCall, facts: Facts, settings: Settings) -> list[Claim]:
     """The claims, one a family, that a CHECK is about."""
-    claim = _claim(call, facts, settings)
-    return [claim, claim._replace(family=6)]
-
-
+    return [claim_for(call, facts, settings, call.interface, family) for family in BITS]

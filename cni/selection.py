@@ -176,9 +176,6 @@ class _Case:
         )
 
 
-# Sources -------------------------------------------------------------------------------------
-
-
 def _named(case: _Case) -> tuple[str, tuple[Named, ...]]:
     """What the first source that says anything names, for both families: sources are never mixed."""
     of_pod = case.pod.annotations
@@ -220,20 +217,16 @@ def _by_interface(case: _Case, text: str) -> tuple[Named, ...]:
 def _expanded(case: _Case, interface: str, lists: PoolLists, clean_gateway: bool) -> Iterator[Named]:
     families: tuple[tuple[Family, tuple[str, ...]], ...] = ((4, lists.ipv4), (6, lists.ipv6))
     for family, names in families:
-        known = [pool.name for pool in case.definition.pools if pool.object.spec.family == family]
+        known = (pool.name for pool in case.definition.pools if pool.object.spec.family == family)
         yield Named(interface, family, written.without_patterns(names, known, family), clean_gateway)
 
 
 def _nothing_named(case: _Case, source: str) -> str:
-    families = " or ".join(f"IPv{family}" for family in sorted(case.settings.families))
-    text = f"{NO_POOL_AVAILABLE}, no {families} IPPool for {case.call.interface} is named by the {source}"
+    text = f"{NO_POOL_AVAILABLE}, the {source} names no IPPool of an enabled family for {case.call.interface}"
     of_pod = case.pod.annotations
     if unknown := written.unknown_keys(of_pod.get(written.IPPOOLS, of_pod.get(written.IPPOOL, ""))):
         text += f" (it has unknown keys: {', '.join(unknown)})"
     return text
-
-
-# Precheck and filter -------------------------------------------------------------------------
 
 
 def _existing(definition: Definition, named: Named) -> tuple[Pool, ...]:
@@ -274,7 +267,7 @@ def _together(texts: Iterable[str]) -> str:
 
 def _passed_over(case: _Case, named: Named, pool: Pool) -> str:
     """The first reason against the pool, in the order in which Spiderpool looks for one."""
-    for test in (_life, _family, _node, _namespace):
+    for test in (_itself, _node, _namespace):
         if why := test(case, named, pool):
             return why
     spec = pool.object.spec
@@ -285,18 +278,16 @@ def _passed_over(case: _Case, named: Named, pool: Pool) -> str:
     return "" if spec.multus_name else _master(case, pool)
 
 
-def _life(case: _Case, named: Named, pool: Pool) -> str:
+def _itself(case: _Case, named: Named, pool: Pool) -> str:
+    spec = pool.object.spec
     if pool.state is not State.OPEN:
         return f"terminating IPPool {pool.name}"
-    return f"disabled IPPool {pool.name}" if pool.object.spec.disable else ""
-
-
-def _family(case: _Case, named: Named, pool: Pool) -> str:
-    family = pool.object.spec.family
-    if family is None:
+    if spec.disable:
+        return f"disabled IPPool {pool.name}"
+    if spec.family is None:
         return "nil ippool ipVersion"
-    if family != named.family:
-        return f"expect an IPv{named.family} IPPool, but the version of the IPPool {pool.name} is IPv{family}"
+    if spec.family != named.family:
+        return f"expect an IPv{named.family} IPPool, but the version of the IPPool {pool.name} is IPv{spec.family}"
     return ""
 
 
@@ -392,17 +383,13 @@ def _master(case: _Case, pool: Pool) -> str:
 def _rank(pool: Pool) -> tuple[bool, ...]:
     """What a pool demands decides, the earlier the more; equals stay in the user's order."""
     spec = pool.object.spec
-    return (
-        spec.pod_affinity is None,
-        not spec.node_name,
-        spec.node_affinity is None,
-        not spec.namespace_name,
-        spec.namespace_affinity is None,
-        not spec.multus_name,
-    )
+    of_pod_and_node = (spec.pod_affinity is None, not spec.node_name, spec.node_affinity is None)
+    return (*of_pod_and_node, not spec.namespace_name, spec.namespace_affinity is None, not spec.multus_name)
 
 
 def _cut(text: str, length: int = VALUE_MAX) -> str:
+    """The text within bounds, and without half a surrogate pair, which no database takes."""
+    text = text.encode(errors="backslashreplace").decode()
     return text if len(text) <= length else text[: length - 3] + "..."
 
 

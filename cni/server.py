@@ -115,9 +115,12 @@ class Server:
         self._wake()
 
     def close(self) -> None:
-        """End: close every connection and remove the socket."""
+        """End, once every client that is owed an answer has it or has had its time."""
         self.stop_listening()
-        self._thread.join(ANSWER_SECONDS_MAX)
+        if self._thread.is_alive():
+            self._thread.join(ANSWER_SECONDS_MAX)
+        for descriptor in (self._wake_read, self._wake_write):
+            os.close(descriptor)
 
     def _wake(self) -> None:
         try:
@@ -140,8 +143,6 @@ class Server:
                 self._sweep(now)
                 swept = now
         self._selector.close()
-        for descriptor in (self._wake_read, self._wake_write):
-            os.close(descriptor)
 
     def _ready(self, key: selectors.SelectorKey, mask: int) -> None:
         if key.fileobj is self._listener:

@@ -45,6 +45,11 @@ class Spool:
         paths = sorted(map(Path, names), key=_age)[:limit]
         return [Spooled(path, body) for path in paths if (body := _read(path)) is not None]
 
+    def has(self, container: str) -> bool:
+        """Whether a DEL of this container waits."""
+        with os.scandir(self.folder) as entries:
+            return any(entry.name.startswith(f"{container}:") for entry in entries if _is_request(entry.name))
+
     def keep(self, container: str, interface: str, body: bytes) -> None:
         """Write a DEL down, durably. SpoolFullError, or OSError from the disk, when that failed."""
         final = self.folder / f"{container}:{interface}"

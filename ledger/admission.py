@@ -51,6 +51,7 @@ Resource: TypeAlias = SpiderIPPool | SpiderReservedIP
 
 GATEWAY_REMEDY: Final = "add the gateway IP address to 'spec.excludeIPs' or remove it from 'spec.ips'"
 JOINTLY: Final = "total IP addresses of an IPPool are jointly determined by 'spec.ips' and 'spec.excludeIPs'"
+LABEL_VALUE: Final = str.maketrans(".:/", "---")
 POOL_VERSION_MISSING: Final = "is not generated correctly, 'spec.subnet' may be invalid"
 RESERVATION_VERSION_MISSING: Final = "is not generated correctly, 'spec.ips' is empty or 'spec.ips[0]' may be invalid"
 
@@ -91,7 +92,7 @@ def mutated_pool(pool: SpiderIPPool) -> SpiderIPPool:
     family = ranges.family_of_cidr(spec.subnet)
     if pool.metadata.terminating or family is None or spec.ip_version not in (None, family):
         return pool
-    labels = {**pool.metadata.labels, POOL_CIDR_LABEL: _label_value(spec.subnet)}
+    labels = {**pool.metadata.labels, POOL_CIDR_LABEL: spec.subnet.translate(LABEL_VALUE)}
     filled = {
         "ip_version": family,
         "ips": _merged(spec.ips, family),
@@ -177,10 +178,6 @@ def refuse_reservation_update(
 def _finalizer_removed(new: SpiderReservedIP, old: SpiderReservedIP) -> bool:
     """The one change a terminating reservation takes: without it a deletion in the foreground would never end."""
     return set(new.metadata.finalizers) < set(old.metadata.finalizers) and new.spec == old.spec
-
-
-def _label_value(subnet: str) -> str:
-    return subnet.replace(".", "-", 3).replace(":", "-", 7).replace("/", "-", 1)
 
 
 def _merged(texts: tuple[str, ...], family: Family) -> tuple[str, ...]:

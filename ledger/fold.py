@@ -14,7 +14,6 @@ Pure.
 from __future__ import annotations
 
 import hashlib
-import sys
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from typing import Any, Final, NamedTuple
 
 from ledger.addresses import Ip, family, text
 from ledger.canonical import canonical
+from ledger.claims import Binding
 from ledger.definition import Definition, Pool, Reservation, State
 from ledger.events import DIGEST_BYTES, Event, EventType, current, digest
 from ledger.images import UNBOUND, Address
@@ -42,6 +42,9 @@ HOLDERS: Final = frozenset({EventType.REBOUND, EventType.UNBOUND, EventType.RELE
 TOLD: Final = frozenset({EventType.ALLOCATED, EventType.REBOUND, EventType.RELEASED})
 """What says something of a holding."""
 
+_NOBODY: Final[Mapping[str, Any]] = UNBOUND
+_NEVER_USED: Final = Address(Ip(0), 0, False, False, 0, 0, 0, None, None, None, **_NOBODY, result="")
+
 
 class Fault(NamedTuple):
     """Something that must not be: where (an event, or a table, a key and a column), and what is wrong there."""
@@ -59,6 +62,10 @@ class Ledger(NamedTuple):
     doubted: str | None = None
     doubt_until: int | None = None
     fenced: str | None = None
+
+
+OPENED: Final = Ledger()
+"""As migrations leave it."""
 
 
 class Holding(NamedTuple):
@@ -109,7 +116,7 @@ History = dict[int, dict[int, Defined]]
 class Folded:
     """The state after the events so far. Of an address's claim and result only hashes stand here (hexadecimal)."""
 
-    ledger: Ledger = Ledger()
+    ledger: Ledger = OPENED
     pools: History = field(default_factory=dict)
     reservations: History = field(default_factory=dict)
     objects: dict[tuple[str, str, str], str] = field(default_factory=dict)
@@ -150,6 +157,7 @@ class Fold:
         self._holders: dict[bytes, Ip] = {}
         self._second: dict[bytes, tuple[Ip, Event]] = {}
         self._available: dict[tuple[int, int], Intervals] = {}
+        self._names: dict[str, str] = {}
 
     def apply(self, event: Event) -> list[Fault]:
         """Take the next event of the journal; answers what is wrong with it."""
@@ -286,7 +294,7 @@ class Fold:
             self._pass_over_gap(ip)
 
     def _row(self, ip: Ip) -> Address:
-        return self.state.addresses.get(ip) or Address(ip, 0, False, False, 0, 0, 0, None, None, None, **UNBOUND, result="")
+        return self.state.addresses.get(ip) or _NEVER_USED._replace(ip=ip)
 
     def _go_on(self, ip: Ip) -> None:
         """Take what waited for the step that has come now."""
@@ -310,7 +318,7 @@ class Fold:
         open_ = self.state.holdings.get(before.ip)
         for wrong in broken_rules(before, open_, event):
             self._fault(event, f"{text(before.ip)} {wrong}")
-        after = after_event(before, event, details)
+        after = self._shared(after_event(before, event, details))
         self.state.addresses[before.ip] = after
         self.passed.append(after)
         self._hold(before.ip, open_, event)
@@ -318,6 +326,13 @@ class Fold:
             self._claim(event.claim, before.ip, event)
         elif event.type == EventType.RELEASED and before.claim is not None:
             self._let_go(bytes.fromhex(before.claim), before.ip, event)
+
+    def _shared(self, row: Address) -> Address:
+        """Thousands of addresses are bound on one node and network: these names are kept once."""
+        if row.node is None or row.network is None:
+            return row
+        known = self._names.setdefault
+        return row._replace(node=known(row.node, row.node), network=known(row.network, row.network))
 
     def _hold(self, ip: Ip, open_: Holding | None, event: Event) -> None:
         if event.type == EventType.ALLOCATED:
@@ -391,32 +406,31 @@ def after_event(row: Address, event: Event, details: Mapping[str, Any]) -> Addre
     match event.type:
         case EventType.ALLOCATED:
             claim = None if event.claim is None else event.claim.hex()
-            row = row._replace(held=True, ready=0, holding=event.step, claim=claim, result=hidden(details["result"]))
+            row = row._replace(
+                held=True, ready=0, holding=event.step, claim=claim, result=hidden(canonical(details["result"]))
+            )
             return row._replace(subject=event.subject, **_binding(event))
         case EventType.REBOUND:
             return row._replace(subject=event.subject, **_binding(event))
         case EventType.UNBOUND:
-            return row._replace(**UNBOUND)
+            return row._replace(**_NOBODY)
         case EventType.RELEASED:
-            row = row._replace(held=False, ready=details["ready"], holding=None, **UNBOUND)
+            row = row._replace(held=False, ready=details["ready"], holding=None, **_NOBODY)
             return row._replace(claim=None, subject=None) if details.get("moved") else row
         case EventType.FORGOTTEN:
             return row._replace(claim=None, subject=None)
     return row._replace(withheld=event.type == EventType.WITHHELD)
 
 
-def hidden(result: Any) -> str:
+def hidden(result: str) -> str:
     """What stands for an address's result: a tenth of its size."""
-    return hashlib.blake2b(canonical(result).encode(), digest_size=DIGEST_BYTES).hexdigest()
+    return hashlib.blake2b(result.encode(), digest_size=DIGEST_BYTES).hexdigest()
 
 
-def _binding(event: Event) -> dict[str, Any]:
+def _binding(event: Event) -> Mapping[str, Any]:
     if event.container is None:
-        return UNBOUND
-    # Thousands of addresses are bound on one node and one network: their names are kept once.
-    node, network = sys.intern(event.node or ""), sys.intern(event.network or "")
-    return {"container": event.container, "network": network, "netns": event.netns, "node": node,
-            "stamp": event.stamp, "bound_at": event.recorded_at}  # fmt: skip
+        return _NOBODY
+    return {**{name: getattr(event, name) for name in Binding._fields}, "bound_at": event.recorded_at}
 
 
 def broken_rules(row: Address, open_: Holding | None, event: Event) -> Iterator[str]:
@@ -442,16 +456,15 @@ def broken_rules(row: Address, open_: Holding | None, event: Event) -> Iterator[
 
 def told(holding: Holding, event: Event) -> Holding:
     """What an event adds to its holding. They may come in any order: the highest step says who speaks for it."""
+    happened, recorded, step = event.happened_at, event.recorded_at, event.step or 0
     if event.type == EventType.RELEASED:
-        ended = {"held_until": event.happened_at, "recorded_until": event.recorded_at, "cause": event.cause}
-        return holding._replace(**ended)
+        return holding._replace(held_until=happened, recorded_until=recorded, cause=event.cause)
     if event.type == EventType.ALLOCATED:
-        began = {"held_from": event.happened_at, "recorded_from": event.recorded_at}
-        holding = holding._replace(pool=event.pool, claim=event.claim, interface=event.interface, **began)
-    if (event.step or 0) > holding.last_step:
-        speaker = {"subject": event.subject, "container": event.container, "node": event.node}
-        holding = holding._replace(last_step=event.step or 0, **speaker)
-    return holding
+        holding = holding._replace(pool=event.pool, claim=event.claim, interface=event.interface)
+        holding = holding._replace(held_from=happened, recorded_from=recorded)
+    if step <= holding.last_step:
+        return holding
+    return holding._replace(last_step=step, subject=event.subject, container=event.container, node=event.node)
 
 
 def _pools(type_: EventType, event: Event, details: Mapping[str, Any]) -> set[int]:
@@ -464,7 +477,7 @@ def _pools(type_: EventType, event: Event, details: Mapping[str, Any]) -> set[in
 
 
 def counted(row: Occupancy, type_: EventType, event: Event, details: Mapping[str, Any]) -> Occupancy:
-    """The occupancy of one pool after an event that concerns it. What a definition says replaces what one said before."""
+    """The occupancy of one pool after an event that concerns it."""
     match type_:
         case EventType.REFUSED:
             return row._replace(refused=row.refused + 1)

@@ -6,7 +6,6 @@ reaches it through its socket.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -47,10 +46,10 @@ class Release(_Order):
     address: str
 
 
-def perform(ledger: Ledger, order: Mapping[str, Any]) -> dict[str, Any]:
+def perform(ledger: Ledger, order: object) -> dict[str, Any]:
     """Carry out `{"allocate": {…}}` or `{"release": {…}}`. OperatorError when it cannot be."""
     try:
-        match dict(order):
+        match order:
             case {"allocate": dict() as said}:
                 return _allocate(ledger, Allocate.model_validate(said))
             case {"release": dict() as said}:

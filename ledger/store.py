@@ -36,6 +36,7 @@ from ledger.images import Address, Head, Images, Plan
 from ledger.reading import read
 from ledger.redefine import Change
 from ledger.requests import Acquire, Answer, Reason, Refusal, Refuse, Request
+from ledger.schema import SchemaError, check_schema
 from ledger.standing import Standing, standing
 from ledger.tables import address, ledger
 from ledger.transitions import ObjectName, doubt, fence, name_objects, random_ids, trust
@@ -60,8 +61,8 @@ class LedgerAwayError(Exception):
     """The database does not answer. What was in flight has happened or not; asking again tells."""
 
 
-class _ContendedError(Exception):
-    """A constraint, the trigger or the lock timeout stopped a batch; nothing of it happened."""
+class _ContendedError(LedgerAwayError):
+    """A constraint, the trigger or the lock timeout stopped a transaction; nothing of it happened."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,7 @@ class Ledger:
         self._definition = Definition(-1)
         self._salt = b""
         self._settled = False
+        self._fits = False
         self._since: dict[int, int] = {}
         self._refused: dict[tuple[str, Reason], float] = {}
         default = DOUBT_SECONDS if dialects.is_postgresql(engine) else 0.0
@@ -216,11 +218,20 @@ class Ledger:
         """After a start or a lost connection: wait until whatever was still in flight then has ended."""
         if self._settled:
             return True
+        self._check_schema()
         with self._engine.connect() as connection:
             if dialects.is_postgresql(connection) and not waiting.settle(connection, deadline, SETTLE_POLL_SECONDS):
                 return False
         self._settled = True
         return True
+
+    def _check_schema(self) -> None:
+        if not self._fits:
+            try:
+                check_schema(self._engine)
+            except SchemaError as error:
+                raise LedgerAwayError(str(error)) from error
+            self._fits = True
 
     # Definitions -----------------------------------------------------------------------------
 
@@ -236,6 +247,7 @@ class Ledger:
         return self._definition
 
     def _refresh(self) -> None:
+        self._check_schema()
         with self._engine.connect() as connection:
             self._salt = bytes(connection.execute(select(ledger.c.salt)).scalar_one())
             self._definition = load(connection)
@@ -280,8 +292,17 @@ class Ledger:
     # Objects without a uid -------------------------------------------------------------------
 
     def name_objects(self, present: Collection[ObjectName]) -> dict[ObjectName, str]:
-        """The uids of objects that brought none: new ones get theirs, those not present any more lose it."""
-        return self._guarded(lambda: name_objects(self._engine, set(present)))
+        """The uids of objects that brought none: new ones get theirs, those not present any more lose it.
+
+        LedgerAwayError also while the ledger may not be acted on.
+        """
+        return self._guarded(lambda: self._name_objects(set(present)))
+
+    def _name_objects(self, present: set[ObjectName]) -> dict[ObjectName, str]:
+        closed = self._not_open()
+        if closed is not None:
+            raise LedgerAwayError(closed.text)
+        return name_objects(self._engine, present)
 
     # Reading ---------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any, Final
 
-from sqlalchemy import Connection, Delete, LargeBinary, Select, Table, bindparam, delete, select, tuple_
+from sqlalchemy import Connection, Delete, LargeBinary, Select, Table, and_, bindparam, delete, select, true, tuple_
 
 from ledger.addresses import key as address_key
 from ledger.dialects import insert_rows, json_rows
@@ -68,7 +68,11 @@ def _by_key(dialect: str, name: str) -> Select[Any]:
     table = metadata.tables[name]
     keys = list(table.primary_key.columns)
     rows, values = json_rows(dialect, "keys", keys)
-    # As a set and not as a join: SQLite then looks each key up, whatever it thinks of the number of rows.
+    # Each key is to be looked up, whatever the planner thought of the number of rows when it first saw this.
+    if dialect == "postgresql":
+        found = and_(*(key == value for key, value in zip(keys, values, strict=True)))
+        one = select(table).where(found).limit(1).lateral("one")
+        return select(one).select_from(rows.join(one, true()))
     return select(table).where(tuple_(*keys).in_(select(*values).select_from(rows)))
 
 

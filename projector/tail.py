@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from threading import Event as Stop
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import InterfaceError, InternalError, OperationalError
@@ -24,7 +24,7 @@ from projector import checkpoints, images
 from projector.checkpoints import BEGINNING, DROPPED, AnotherProjectorError
 from projector.lag import Lag, lag
 from projector.present import newest
-from projector.projections import PROJECTIONS, Image, Projection
+from projector.projections import PROJECTIONS, Image, Key, Projection
 
 PAGE_EVENTS: Final = 1_000
 """Events of one transaction at most: some hundredths of a second, which an agent that shares the connection waits."""
@@ -40,6 +40,23 @@ LAG_CHECK_PAUSE: Final = 1.0
 # What a database says that goes away, restarts, is not writable yet or is too busy. Anything else is a bug.
 _UNAVAILABLE: Final = (OperationalError, InterfaceError, InternalError, NoConnectionError)
 _log = logging.getLogger(__name__)
+
+
+class _Page(NamedTuple):
+    """What one step has read: where each projection stood, events, and the images that they touch, by projection."""
+
+    marks: dict[str, Mark]
+    events: list[Event]
+    images: dict[str, dict[Key, Any]]
+
+    @property
+    def end(self) -> Mark:
+        return Mark(self.events[-1].tx, self.events[-1].position)
+
+    def unread(self, projection: Projection[Any]) -> list[Event]:
+        """The events that are new to it: one that was rebuilt alone is behind the others."""
+        mark = self.marks[projection.name]
+        return [event for event in self.events if (event.tx, event.position) > mark]
 
 
 class Tail:
@@ -64,19 +81,20 @@ class Tail:
 
     def step(self) -> int:
         """Apply the next page; answers how many events it had. AnotherProjectorError when somebody else did."""
-        marks, events = self._read()
-        if DROPPED in marks.values():
-            self._drop(marks)
-        if not events:
+        found = self._read()
+        if DROPPED in found.marks.values():
+            self._drop(found.marks)
+        if not found.events:
             return 0
-        last = Mark(events[-1].tx, events[-1].position)
+        # Outside of any transaction. Only who moves a checkpoint writes rows, so while it stands still they do.
+        after = [(each, each.fold(found.images[each.name], found.unread(each))) for each in self._projections]
         # If the answer to the commit is lost, only the database knows how far we are.
         self._known = None
         with self._engine.begin() as connection:
-            for projection in self._projections:
-                _advance(connection, projection, marks[projection.name], last, events)
-        self._known = {name: max(mark, last) for name, mark in marks.items()}
-        return len(events)
+            for projection, changed in after:
+                _advance(connection, projection, found, changed)
+        self._known = {name: max(mark, found.end) for name, mark in found.marks.items()}
+        return len(found.events)
 
     def run(self, stop: Stop) -> None:
         """Follow the journal until told to stop, over every absence of the database.
@@ -101,15 +119,18 @@ class Tail:
         with self._reader.connect() as connection:
             return lag(connection, max(self.mark, BEGINNING))
 
-    def _read(self) -> tuple[dict[str, Mark], list[Event]]:
+    def _read(self) -> _Page:
         with self._reader.connect() as connection:
             marks = self._recognised(checkpoints.marks(connection, [each.name for each in self._projections]))
             start = min(marks.values())
             if start == DROPPED:
-                return marks, []
+                return _Page(marks, [], {})
             # The fence first: what is below it now will be in the page, whatever commits in between.
             before = fence(connection)
-            return marks, page(connection, start, before, PAGE_EVENTS)
+            found = _Page(marks, page(connection, start, before, PAGE_EVENTS), {})
+            for each in self._projections:
+                found.images[each.name] = images.read(connection, each, each.keys(found.unread(each)))
+            return found
 
     def _recognised(self, marks: dict[str, Mark]) -> dict[str, Mark]:
         if self._known is None:
@@ -165,12 +186,10 @@ def rebuild(engine: Engine, name: str, *, reader: Engine | None = None) -> None:
 
 
 def _advance(
-    connection: Connection, projection: Projection[Image], mark: Mark, last: Mark, events: Sequence[Event]
+    connection: Connection, projection: Projection[Image], found: _Page, changed: Mapping[Key, Image]
 ) -> None:
-    """Bring one projection to the end of the page. One that was rebuilt alone may be behind the others."""
-    unread = [event for event in events if (event.tx, event.position) > mark]
-    if unread:
+    """Bring one projection to the end of the page, unless it is there."""
+    if found.marks[projection.name] < found.end:
         # The checkpoint first: whoever else wants to move it waits here, and then finds it gone.
-        checkpoints.move(connection, projection.name, mark, last)
-        before = images.read(connection, projection, projection.keys(unread))
-        images.write(connection, projection, projection.fold(before, unread))
+        checkpoints.move(connection, projection.name, found.marks[projection.name], found.end)
+        images.write(connection, projection, changed)

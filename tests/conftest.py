@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine, create_engine, text
 
+from hatch_build import PLUGIN_NAME, compile_plugin
 from ledger.database import database_url, open_engine
 from ledger.schema import migrate
 from tests.postgresql import NoServerError, Server
@@ -93,6 +94,14 @@ def postgresql(server: Server, template: str) -> Iterator[Database]:
     yield database
     database.dispose()
     _command(server, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture(scope="session")
+def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The CNI plugin, compiled as the wheel has it."""
+    output = tmp_path_factory.mktemp("plugin") / PLUGIN_NAME
+    compile_plugin(output)
+    return output
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import FrozenInstanceError
 from datetime import UTC, datetime
 from typing import Any
 
@@ -416,7 +417,9 @@ def test_a_name_that_is_taken_is_a_conflict(others: Sequence[SpiderIPPool]) -> N
             {}, {"subnet": "10.6.0.0/16"}, [as_written("q", ipVersion=4, subnet="10.6.0.9/16")], id="6-same-to-the-bit"
         ),
         pytest.param({}, {"subnet": "::/0"}, [pool("q", subnet="0.0.0.0/0")], id="6-other-family"),
-        pytest.param({}, {}, [as_written("q", subnet="nonsense")], id="6-a-pool-without-family-is-not-there"),
+        pytest.param(
+            {}, {"ips": ["10.6.0.1"]}, [as_written("q", subnet="nonsense")], id="6-8-a-pool-without-family-is-not-there"
+        ),
         pytest.param({}, {"ips": ["10.6.0.1", "10.6.0.1-10.6.0.9"]}, [], id="7-overlaps-were-merged"),
         pytest.param({}, {"ips": ["10.6.0.1"], "excludeIPs": ["10.6.9.9"]}, [], id="7-excluded-outside-ips"),
         pytest.param(
@@ -1208,6 +1211,10 @@ def test_another_kind_of_object_is_refused(whole: Written) -> None:
         SpiderIPPool.model_validate("p")
 
 
-def test_what_was_applied_cannot_be_changed() -> None:
+def test_what_was_applied_or_refused_cannot_be_changed() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         pool().spec.subnet = "10.7.0.0/16"
+    refusal = refuse_in_use(pool(), addresses.parse("10.6.0.7"), "default/web-0")
+    for refused, field in ((refusal, "name"), (refusal.errors[0], "text")):
+        with pytest.raises(FrozenInstanceError):
+            setattr(refused, field, "x")

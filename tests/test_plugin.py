@@ -132,13 +132,6 @@ def compiled(folder: Path, *arguments: str, source: str = "") -> Path:
 
 
 @pytest.fixture(scope="session")
-def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    output = tmp_path_factory.mktemp("plugin") / "spiderpool"
-    compile_plugin(output)
-    return output
-
-
-@pytest.fixture(scope="session")
 def sanitized(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return compiled(tmp_path_factory.mktemp("sanitized"), *SANITIZERS, str(PLUGIN_SOURCE))
 
