@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import socket
 import sys
@@ -12,7 +13,6 @@ from pathlib import Path
 from typing import Annotated, Final
 
 import typer
-from click.core import ParameterSource
 
 import cni.commands
 import ledger.commands
@@ -23,6 +23,7 @@ from cni.controller import FolderController
 from cni.facts import Settings
 from cni.folder import Folder
 from cni.named import NamedFolder
+from cni.planning import GC_AGE_SECONDS_MIN
 from cni.server import Server
 from cni.spool import Spool
 from ledger.database import Database, DatabaseAddressError
@@ -55,9 +56,6 @@ for part in (ledger.commands, cni.commands, projector.commands):
 @app.callback()
 def spiderledger(
     context: typer.Context,
-    database: Annotated[
-        str, typer.Option(envvar="SPIDERLEDGER_DATABASE", help="(only as environment variable)", hidden=True)
-    ] = "",
     database_file: Annotated[
         Path | None, typer.Option(help="A file whose first line is the database's address.", dir_okay=False)
     ] = None,
@@ -66,9 +64,8 @@ def spiderledger(
     ] = STATE,
 ) -> None:
     """The database is SPIDERLEDGER_DATABASE (postgresql://… or sqlite:///PATH), else the state folder's ledger.db."""
-    if context.get_parameter_source("database") is ParameterSource.COMMANDLINE:
-        raise typer.BadParameter("a password on a command line is everybody's: use SPIDERLEDGER_DATABASE or a file")
-    address = database or str(state / "ledger.db")
+    # Not an option: a password on a command line is everybody's.
+    address = os.environ.get("SPIDERLEDGER_DATABASE") or str(state / "ledger.db")
     if database_file is not None:
         address = database_file.read_text().partition("\n")[0].strip()
     context.obj = Database(address, state)
@@ -96,6 +93,9 @@ def agent(
     doubt: Annotated[
         float, typer.Option(help="Seconds in which a PostgreSQL server that was restarted is doubted.", min=0)
     ] = DOUBT_SECONDS,
+    gc_min_age: Annotated[
+        float, typer.Option(help="Seconds for which a new binding is safe from a GC that does not list it.", min=0)
+    ] = GC_AGE_SECONDS_MIN,
     log_level: Annotated[
         str, typer.Option(envvar="SPIDERPOOL_LOG_LEVEL", help="debug, info, warning or error.")
     ] = "info",
@@ -120,6 +120,7 @@ def agent(
             settings,
             node=node or socket.gethostname(),
             many_nodes=folder is not None and not node,
+            gc_age_seconds=gc_min_age,
         )
         background = [part for part in (controller, tail) if part is not None]
         if controller is not None:
@@ -170,3 +171,7 @@ def main() -> None:
         app()
     except DatabaseAddressError as error:
         sys.exit(f"spiderledger: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -54,6 +54,14 @@ class Waiting:
 
 
 @dataclass(frozen=True)
+class OperatorOrder:
+    """What an operator asks for, through the command line."""
+
+    connection: Connection
+    body: bytes
+
+
+@dataclass(frozen=True)
 class Act:
     """A request of the ledger, and whom its answer is for."""
 
@@ -84,7 +92,15 @@ class Agent:
     """See the module."""
 
     def __init__(
-        self, ledger: Ledger, cluster: Cluster, spool: Spool, settings: Settings, *, node: str, many_nodes: bool
+        self,
+        ledger: Ledger,
+        cluster: Cluster,
+        spool: Spool,
+        settings: Settings,
+        *,
+        node: str,
+        many_nodes: bool,
+        gc_age_seconds: float,
     ) -> None:
         self._ledger = ledger
         self._cluster = cluster
@@ -92,7 +108,8 @@ class Agent:
         self._settings = settings
         self._node = node
         self._many_nodes = many_nodes
-        self._inbox: queue.SimpleQueue[tuple[Connection, HttpRequest] | None] = queue.SimpleQueue()
+        self._gc_age_seconds = gc_age_seconds
+        self._inbox: queue.SimpleQueue[Waiting | OperatorOrder | None] = queue.SimpleQueue()
         self._seen = Seen()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="agent", daemon=True)
@@ -108,8 +125,27 @@ class Agent:
         server.start()
 
     def received(self, connection: Connection, request: HttpRequest) -> None:
-        """A client's request has come in whole (on the server's thread)."""
-        self._inbox.put((connection, request))
+        """A client's request has come in whole (on the server's thread): what needs no ledger is answered at once."""
+        if request.path == CNI_PATH:
+            self._received_call(connection, request.body)
+        elif request.path == OPERATOR_PATH:
+            self._inbox.put(OperatorOrder(connection, request.body))
+        elif request.path == HEALTH_PATH:
+            self._answer(connection, 200, b"")
+        else:
+            self._answer(connection, 404, f"no such path: {request.path}\n".encode())
+
+    def _received_call(self, connection: Connection, body: bytes) -> None:
+        try:
+            call = read_call(body)
+        except CniError as error:
+            self._fail(connection, error)
+            return
+        if call.command is Command.STATUS and self.ready:
+            # Ready once, ready for good: a NotReady node evicts healthy pods, which no lost database is worth.
+            self._answer(connection, 200, b"")
+            return
+        self._inbox.put(Waiting(connection, call, body))
 
     def stop(self) -> None:
         """Take no more calls, finish those that have come, then end."""
@@ -130,13 +166,13 @@ class Agent:
             if self._stopping.is_set() and not arrived and self._inbox.empty():
                 return
 
-    def _arrived(self) -> list[tuple[Connection, HttpRequest]]:
+    def _arrived(self) -> list[Waiting | OperatorOrder]:
         """All that has come; waits a while when nothing has."""
-        arrived = []
+        arrived: list[Waiting | OperatorOrder] = []
         try:
             item = self._inbox.get(timeout=IDLE_SECONDS)
             while True:
-                if item is not None:
+                if item is not None and not item.connection.gone:
                     arrived.append(item)
                 if len(arrived) >= BATCH_MAX:
                     break
@@ -147,47 +183,26 @@ class Agent:
 
     # One batch -------------------------------------------------------------------------------
 
-    def _serve(self, arrived: Sequence[tuple[Connection, HttpRequest]]) -> None:
-        calls = self._read(arrived)
+    def _serve(self, arrived: Sequence[Waiting | OperatorOrder]) -> None:
+        calls = [each for each in arrived if isinstance(each, Waiting)]
         try:
             self._apply_spool()
+            for order in arrived:
+                if isinstance(order, OperatorOrder):
+                    self._operate(order)
             self._commit([act for waiting in calls if (act := self._planned(waiting)) is not None])
         except LedgerAwayError as error:
-            self._away(calls, str(error))
+            self._away(arrived, str(error))
         except Exception:
             # A bug must not take the node's network down with it: whoever waits is told, and the log has the rest.
             log.exception("a batch failed")
-            self._away(calls, "internal error; the agent's log has the details")
+            self._away(arrived, "internal error; the agent's log has the details")
 
-    def _read(self, arrived: Sequence[tuple[Connection, HttpRequest]]) -> list[Waiting]:
-        calls: list[Waiting] = []
-        for connection, request in arrived:
-            if connection.gone:
-                continue
-            if request.path == CNI_PATH:
-                calls += self._read_call(connection, request.body)
-            elif request.path == OPERATOR_PATH:
-                self._operate(connection, request.body)
-            elif request.path == HEALTH_PATH:
-                self._answer(connection, 200, b"")
-            else:
-                self._answer(connection, 404, f"no such path: {request.path}\n".encode())
-        return calls
-
-    def _read_call(self, connection: Connection, body: bytes) -> list[Waiting]:
+    def _operate(self, order: OperatorOrder) -> None:
         try:
-            return [Waiting(connection, read_call(body), body)]
-        except CniError as error:
-            self._fail(connection, error)
-            return []
-
-    def _operate(self, connection: Connection, body: bytes) -> None:
-        try:
-            self._answer(connection, 200, _json(perform(self._ledger, json.loads(body))))
+            self._answer(order.connection, 200, _json(perform(self._ledger, json.loads(order.body))))
         except ValueError as error:
-            self._answer(connection, 422, f"{error}\n".encode())
-        except LedgerAwayError as error:
-            self._answer(connection, 503, f"the ledger's database does not answer: {error}\n".encode())
+            self._answer(order.connection, 422, f"{error}\n".encode())
 
     def _planned(self, waiting: Waiting) -> Act | None:
         """The act that a call asks for; None when it has its answer already."""
@@ -289,7 +304,8 @@ class Agent:
             text = "GC speaks for one node, and this agent serves several: start it with --node"
             raise CniError(Code.GC_NEEDS_NODE, text, version=call.version)
         self._must_be_synced(call)
-        stale = planning.collect(call, self._ledger.bound_on(self._node, call.network), self._seen.order(call))
+        bound = self._ledger.bound_on(self._node, call.network)
+        stale = planning.collect(call, bound, self._seen.order(call), self._gc_age_seconds)
         releases = [planning.collected(call, row, self._pod_behind(row.claim or "")) for row in stale]
         failed = [answer.text for answer in self._ledger.act(releases) if isinstance(answer, Refusal)]
         if failed:
@@ -297,17 +313,16 @@ class Agent:
             raise CniError(Code.TRY_AGAIN, text, version=call.version)
 
     def _status(self, call: CniCall) -> None:
-        """Ready once, ready for good: a NotReady node evicts healthy pods, which no lost database is worth."""
-        if not self.ready and not self._cluster.synced:
+        """Asked before the agent was ready for the first time: now is the moment to see whether it is."""
+        if not self._cluster.synced:
             text = "the agent has not read the cluster yet"
             raise CniError(Code.NOT_AVAILABLE, text, version=call.version)
-        if not self.ready:
-            try:
-                self._ledger.refresh()
-            except LedgerAwayError as error:
-                text = f"the agent has not reached its database yet: {error}"
-                raise CniError(Code.NOT_AVAILABLE, text, version=call.version) from None
-            self.ready = True
+        try:
+            self._ledger.refresh()
+        except LedgerAwayError as error:
+            text = f"the agent has not reached its database yet: {error}"
+            raise CniError(Code.NOT_AVAILABLE, text, version=call.version) from None
+        self.ready = True
 
     # Facts -----------------------------------------------------------------------------------
 
@@ -384,17 +399,20 @@ class Agent:
 
     # Answers ---------------------------------------------------------------------------------
 
-    def _away(self, calls: Sequence[Waiting], why: str) -> None:
+    def _away(self, arrived: Sequence[Waiting | OperatorOrder], why: str) -> None:
         """Nobody knows what became of this batch: DELs are spooled, everybody else asks again."""
         log.error("the ledger does not answer: %s", why)
         text = f"the ledger's database does not answer: {why}: try again"
-        for waiting in calls:
-            if waiting.connection.answered:
+        for each in arrived:
+            if each.connection.answered:
                 continue
-            if waiting.call.command is Command.DEL:
-                self._put_off(waiting, why)
+            if isinstance(each, OperatorOrder):
+                self._answer(each.connection, 503, f"{text}\n".encode())
+            elif each.call.command is Command.DEL:
+                self._put_off(each, why)
             else:
-                self._fail(waiting.connection, CniError(Code.TRY_AGAIN, text, version=waiting.call.version))
+                code = Code.NOT_AVAILABLE if each.call.command is Command.STATUS else Code.TRY_AGAIN
+                self._fail(each.connection, CniError(code, text, version=each.call.version))
 
     def _fail(self, connection: Connection, error: CniError) -> None:
         self._answer(connection, 422, _json(error.document))

@@ -24,8 +24,7 @@ from cni.facts import NamespaceFacts, NodeFacts, PodFacts
 from cni.manifests import ClusterObject, Contents, ManifestError, ObjectKey, Shown
 from ledger.resources import SpiderIPPool, SpiderReservedIP
 
-SETTLE_SECONDS: Final = 0.02
-"""Longer than the tick of the kernel's file time stamps, which is 10 ms at most."""
+SETTLE_SECONDS: Final = 0.02  # Longer than the tick of the kernel's file time stamps, which is 10 ms at most.
 READ_TRIES: Final = 5
 FILES_MAX: Final = 100_000
 PROBLEMS_PER_FILE_MAX: Final = 20
@@ -113,8 +112,8 @@ class Folder:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._lock = threading.Lock()
-        self._told = Snapshot({})
-        self._read = _Read(self._told, {}, {}, None)
+        self._read = _UNREAD
+        self._told = _UNREAD.snapshot
         self._kinds_told: frozenset[str] = frozenset()
         self._synced = False
 
@@ -167,7 +166,7 @@ class Folder:
 
     def _read_again(self) -> None:
         files, folder = _read_files(self._path, self._read.files)
-        if files == self._read.files:
+        if files == self._read.files and self._read is not _UNREAD:
             self._read = replace(self._read, folder=folder)
         else:
             snapshot, sources = _merged(files)
@@ -206,7 +205,7 @@ class _File:
 
 @dataclass(frozen=True)
 class _Read:
-    """All that was read, swapped in one piece; `folder` is None when the folder had changed just before."""
+    """All that was read, swapped in one piece; `folder` is None when it had changed just before."""
 
     snapshot: Snapshot
     sources: Mapping[ObjectKey, str]
@@ -214,7 +213,7 @@ class _Read:
     folder: Signature | None
 
 
-# --- Looking at the disk ---
+_UNREAD: Final = _Read(Snapshot({}), {}, {}, None)
 
 
 def _is_current(path: Path, read: _Read, key: ObjectKey) -> bool:
@@ -231,36 +230,37 @@ def _is_current(path: Path, read: _Read, key: ObjectKey) -> bool:
 def _read_files(path: Path, known: Mapping[str, _File]) -> tuple[dict[str, _File], Signature | None]:
     """All files as they are now, those that have not changed as they were known, and the folder once it is settled."""
     files = dict(known)
-    waiting: set[str] = set()
+    missing = set(files)
     for attempt in range(READ_TRIES):
         if attempt:
             time.sleep(SETTLE_SECONDS)
         folder, looks = _listed(path)
-        gone = files.keys() - looks.keys()
-        for name in gone if folder else gone & waiting:
+        absent = files.keys() - looks.keys()
+        missing &= absent  # From every look so far: then a folder in which others write all the time need not settle.
+        gone = absent if folder else missing if attempt + 1 == READ_TRIES else set()
+        for name in gone:
             del files[name]
-        waiting = files.keys() - looks.keys()
         for name, look in looks.items():
-            before = files.get(name, _File())
-            if before.seen != look:
-                files[name] = _read_file(path / name, look, before)
-                waiting |= {name} if files[name].seen is None else set()
-        if not waiting:
+            if name not in files or files[name].seen != look:
+                files[name] = _read_file(path / name, look, files.get(name, _File()))
+        waiting = {name for name, file in files.items() if file.seen is None}
+        if not waiting and gone == absent:
             return files, folder
-    for name in waiting & looks.keys():
+    for name in waiting:
         problem = ManifestError(_printable(name), 0, "was being written each time it was looked at")
         files[name] = files[name].broken(None, problem)
     return files, None
 
 
 def _listed(path: Path) -> tuple[Signature | None, dict[str, Signature | str]]:
-    """How the folder looks (None while it is not settled), and each of its files."""
+    """How the folder looks (None while it is not settled, or when it changes meanwhile), and each of its files."""
     try:
         before = _signature(path.stat())
         settled = _is_settled(before)
         with os.scandir(path) as entries:
             names = [each for each in entries if each.name.endswith(".yaml") and not each.name.startswith(".")]
         looks = {each.name: look for each in names if (look := _look(each)) is not None}
+        settled = settled and _signature(path.stat()) == before
     except FileNotFoundError:
         raise FolderError(path, "does not exist") from None
     except NotADirectoryError:
@@ -309,15 +309,12 @@ def _signature(status: os.stat_result) -> Signature:
 
 
 def _is_settled(look: Signature) -> bool:
-    """Whether the last change is old enough. A time stamp far ahead is another machine's clock, and says nothing."""
+    # A time stamp far ahead is another machine's clock, and says nothing.
     return abs(time.time_ns() - look.modified_ns) >= SETTLE_SECONDS * 1e9
 
 
 def _printable(name: str) -> str:
     return os.fsencode(name).decode("utf-8", "backslashreplace")
-
-
-# --- Making a cluster of what was read: pure ---
 
 
 def _judged(name: str, content: bytes, look: Signature, before: _File) -> _File:

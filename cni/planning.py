@@ -20,8 +20,8 @@ from ledger.requests import Acquire, Grant, Refusal, Refuse, Release
 
 ADD_AGE_SECONDS_MAX = 120
 """An older ADD has nobody waiting for its answer: kubelet and containerd give up before, and ask again."""
-GC_AGE_SECONDS_MIN = 60
-"""A younger binding may belong to an ADD that the runtime's list does not know yet."""
+GC_AGE_SECONDS_MIN = 60.0
+"""The default: a younger binding may belong to an ADD that the runtime's list does not know yet."""
 NANOSECONDS = 1_000_000_000
 
 
@@ -107,10 +107,10 @@ def _evidence(call: CniCall, pod: PodFacts | None) -> dict[str, str]:
     return {"seen": "the pod lives" if pod.alive else pod.dead_reason or "the pod has ended", "uid": pod.uid}
 
 
-def collect(call: CniCall, rows: Sequence[Address], order: Order) -> list[Address]:
-    """Of this node's and network's bindings, those that a GC call says are gone, and that are old enough to be."""
+def collect(call: CniCall, rows: Sequence[Address], order: Order, age_seconds: float) -> list[Address]:
+    """Of this node's and network's bindings, those that a GC call says are gone, and that are older than this."""
     there = {(each.container, each.interface) for each in call.attachments}
-    newest = (order.now - GC_AGE_SECONDS_MIN * NANOSECONDS) // 1_000
+    newest = (order.now - int(age_seconds * NANOSECONDS)) // 1_000
     return [
         row
         for row in rows

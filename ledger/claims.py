@@ -41,6 +41,11 @@ class Claim(NamedTuple):
         return self.uid == ""
 
 
+def both_families(claim: Claim) -> tuple[Claim, Claim]:
+    """The same claim for an IPv4 and for an IPv6 address."""
+    return claim._replace(family=4), claim._replace(family=6)
+
+
 def claim_of(key: str) -> Claim:
     """The claim that has this key. Only the interface may contain the separator (CNI forbids it no more than that)."""
     cluster, kind, namespace, name, uid, rest = key.split("|", 5)
@@ -60,7 +65,7 @@ def exactly(key: str) -> Span:
 
 
 class Binding(NamedTuple):
-    """Which container on which node speaks for a claim now. The stamp is the plugin's start, host clock, nanoseconds."""
+    """Which container on which node speaks for a claim now. The stamp is the plugin's start in the node's nanoseconds."""
 
     container: str
     network: str

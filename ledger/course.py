@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from ledger.addresses import Ip
-from ledger.claims import Claim, Span, exactly
+from ledger.claims import CONTAINER, Span, both_families, exactly
 from ledger.decide import Attempt, Decision, Setback, Unmet, place_of
 from ledger.images import DEMANDS_MAX, Asked, Demand, Plan
 from ledger.requests import Acquire, Answer, Free, Reason, Refusal, Refuse, Release, Request
@@ -35,32 +35,36 @@ def _first(request: Request) -> tuple[int, ...]:
     return (0,) * len(request.wants) if isinstance(request, Acquire) else ()
 
 
-def subject_of(request: Request) -> tuple[str, ...]:
+def subject_of(request: Request) -> str:
     """Whom a request is about: one batch carries at most one act for each."""
     match request:
         case Acquire():
-            return _whose(request.wants[0].claim)
+            return _whose(request.wants[0].claim.key)
         case Refuse():
-            return _whose(request.claim)
+            return _whose(request.claim.key)
         case Release():
-            return (request.span[0],)
+            return _whose(request.span[0])
         case Free():
-            return (str(request.ip),)
+            return str(request.ip)
 
 
-def _whose(claim: Claim) -> tuple[str, ...]:
-    return ("|".join(claim[:4]) + "|",)
+def _whose(key: str) -> str:
+    """A pod goes by its name, whatever its uid; outside Kubernetes the container itself is the holder."""
+    fields = key.split("|")
+    return "|".join(fields[: 5 if fields[1] == CONTAINER else 4])
 
 
 def batch_of(pending: Sequence[Pending], limit: int) -> tuple[list[Pending], list[Pending]]:
     """What goes into the next batch, and what waits: one act for a pod, and no more pools than a statement takes."""
     now: list[Pending] = []
     later: list[Pending] = []
-    whose: set[tuple[str, ...]] = set()
+    whose: set[str] = set()
     pools: set[int] = set()
     for each in pending:
         subject, wanted = subject_of(each.attempt.request), _pools(each.attempt)
-        if len(now) < limit and subject not in whose and len(pools | wanted) <= DEMANDS_MAX:
+        # One request that alone wants more pools than that goes alone.
+        fits = not now or len(pools | wanted) <= DEMANDS_MAX
+        if len(now) < limit and subject not in whose and fits:
             now.append(each)
             pools |= wanted
         else:
@@ -113,7 +117,9 @@ def _spans(request: Request) -> list[Span]:
             return [exactly(want.claim.key) for want in request.wants]
         case Release():
             return [request.span]
-        case Free() | Refuse():
+        case Refuse():
+            return [exactly(claim.key) for claim in both_families(request.claim)]
+        case Free():
             return []
 
 

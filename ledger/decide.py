@@ -17,7 +17,7 @@ from typing import Any, assert_never
 
 from ledger.addresses import Ip, family, text
 from ledger.canonical import canonical
-from ledger.claims import POD, Binding, Claim, Subject, claim_of, salted
+from ledger.claims import POD, Binding, Claim, Subject, both_families, claim_of, salted
 from ledger.definition import Definition, Pool
 from ledger.events import VERSION, Event, EventType, sealed
 from ledger.images import UNBOUND, Address, Extent, Head, Images
@@ -123,6 +123,8 @@ def decide(
     for index in order:
         draft.attempt(index, attempts[index])
     draft.decision.extents = draft.supply.changed_extents()
+    # In one order in every process: two that bring the same names then wait for each other, never in a circle.
+    draft.decision.subjects = dict(sorted(draft.decision.subjects.items()))
     # What becomes free is written first, so that a claim's new row never meets its old one; then in key order.
     draft.decision.rows.sort(key=lambda row: (row.held, row.claim or "", row.ip))
     return draft.decision
@@ -187,8 +189,7 @@ class _Draft:
             case Free():
                 return self._free(request)
             case Refuse():
-                self._refused(request, request.refusal)
-                return request.refusal
+                return self._refuse(request)
             case _:
                 assert_never(request)
 
@@ -200,6 +201,8 @@ class _Draft:
         own = self.own.get(key)
         if own is None and key in self.seen:
             raise SetbackError(Setback(Unmet.LOCKED, number, claim=key))
+        if own is not None:
+            self._unstirred(own, number)
         bound = request.binding if want.claim.interface == request.interface else None
         if own is None:
             return self._allocate(request, want, bound, self._choose(want, number, place))
@@ -217,10 +220,7 @@ class _Draft:
         """The claim holds an address: the same answer, another container for it, or a move."""
         if bound is None or (own.container, own.node) == (bound.container, bound.node):
             return _grant(want.claim, own)
-        if own.container is not None and own.node == bound.node and bound.stamp < (own.stamp or 0):
-            raise RefusedError(
-                Refusal(Reason.SUPERSEDED, f"a newer container than {bound.container} already speaks for this pod")
-            )
+        self._refuse_superseded(own, bound)
         if own.pool in want.named and not (want.exact and want.address != own.ip):
             self._change(own, EventType.REBOUND, request.actor, request.cause, bound, request.subject)
             return _grant(want.claim, own)
@@ -242,6 +242,11 @@ class _Draft:
             return choice
         raise SetbackError(Setback(self._shortage(pool), number, pool=pool))
 
+    def _unstirred(self, row: Address, number: int = 0) -> None:
+        """A row that a fellow of the batch has changed is not what was read any more: the next batch reads it anew."""
+        if row.ip in self.supply.spent:
+            raise SetbackError(Setback(Unmet.STIRRED, number))
+
     def _shortage(self, pool: int) -> Unmet:
         if pool in self.images.left:
             return Unmet.LOCKED
@@ -256,8 +261,10 @@ class _Draft:
         row = self.images.asked.get(ip)
         if row is None and ip in self.images.seen_asked:
             raise SetbackError(Setback(Unmet.LOCKED, number, ip=ip))
-        if row is not None and (ip in self.supply.spent or row.held or row.withheld):
-            why = "is already allocated" if row.held or ip in self.supply.spent else "is withheld"
+        if row is not None and row.claim != want.claim.key:
+            self._unstirred(row, number)
+        if row is not None and (row.held or row.withheld):
+            why = "is already allocated" if row.held else "is withheld"
             _refuse_exact(want, Reason.ADDRESS_TAKEN, f"{text(ip)} {why}")
             return None
         if row is not None:
@@ -292,12 +299,43 @@ class _Draft:
         )
         return _grant(want.claim, after)
 
+    def _refuse(self, request: Refuse) -> Granted:
+        """Whoever holds an address keeps it; for anybody else the refusal stands."""
+        grants = []
+        for claim in both_families(request.claim):
+            own = self.own.get(claim.key)
+            if own is None and claim.key in self.seen:
+                raise SetbackError(Setback(Unmet.LOCKED, claim=claim.key))
+            if own is not None and own.held:
+                grants.append(self._stay(claim, own, request))
+        if not grants:
+            raise RefusedError(request.refusal)
+        return Granted(tuple(grants))
+
+    def _stay(self, claim: Claim, own: Address, request: Refuse) -> Grant:
+        if (own.container, own.node) != (request.binding.container, request.binding.node):
+            if own.pool not in request.named:
+                raise RefusedError(request.refusal)
+            self._refuse_superseded(own, request.binding)
+            self._change(own, EventType.REBOUND, "agent", "add", request.binding, request.subject)
+            self._subject(request.subject)
+        return _grant(claim, own)
+
+    def _refuse_superseded(self, own: Address, bound: Binding) -> None:
+        """An ADD that is older than the container which speaks for the claim now, on the same node's clock."""
+        if own.container is not None and own.node == bound.node and bound.stamp < (own.stamp or 0):
+            raise RefusedError(
+                Refusal(Reason.SUPERSEDED, f"a newer container than {bound.container} already speaks for this pod")
+            )
+
     # Release ---------------------------------------------------------------------------------
 
     def _release(self, request: Release) -> Done:
         mine = [row for row in self.images.own if self._in_span(row, request)]
         if any(row.claim not in self.own for row in self.images.seen if self._in_span(row, request)):
             raise SetbackError(Setback(Unmet.LOCKED, claim=self._first_locked(request)))
+        for row in mine:
+            self._unstirred(row)
         freed = unbound = 0
         ended: set[str] = set()
         for row in mine:
@@ -311,7 +349,7 @@ class _Draft:
             self._free_row(row, request.actor, request.cause, request.evidence, request.node_time)
             ended.add(claim.uid)
             freed += 1
-        if request.sent_uid and not request.alive:
+        if request.sent_uid and request.sent_uid != request.alive:
             ended.add(request.sent_uid)
         for row in mine:
             if row.held and row.container is None and _ended(row, ended):
@@ -332,7 +370,8 @@ class _Draft:
             return False
         if claim_of(row.claim or "").interface != request.interface:
             return False
-        return row.node != request.node or request.stamp >= (row.stamp or 0)
+        # A container lives on one node: both stamps are of its clock.
+        return request.stamp >= (row.stamp or 0)
 
     def _free(self, request: Free) -> Done:
         row = self.images.asked.get(request.ip)
@@ -368,15 +407,15 @@ class _Draft:
         actor: str,
         cause: str,
         bound: Binding | None = None,
-        subject: Subject | None = None,
+        who: Subject | None = None,
         data: Mapping[str, Any] | None = None,
         node_time: int | None = None,
         **cells: Any,
     ) -> Address:
         """One step of one address: its new row and its event."""
         at = self._recorded_at(row)
-        if subject is not None:
-            cells["subject"] = salted(self.salt, subject.document)
+        if who is not None:
+            cells["subject"] = salted(self.salt, who.document)
         if bound is not None:
             cells |= {**bound._asdict(), "bound_at": at}
         after = row._replace(step=row.step + 1, at=at, **cells)
@@ -391,7 +430,7 @@ class _Draft:
             type=type_,
             version=VERSION,
             recorded_at=at,
-            happened_at=at if node_time is None else min(max(node_time, row.at), at),
+            happened_at=at if node_time is None else min(max(node_time, row.bound_at or row.at), at),
             node_time=node_time,
             ip=row.ip,
             family=family(row.ip),
@@ -401,7 +440,7 @@ class _Draft:
             definition=self.head.definition,
             claim=None if whose.claim is None else salted(self.salt, whose.claim),
             interface=None if whose.claim is None else claim_of(whose.claim).interface,
-            subject=after.subject if subject is not None else row.subject,
+            subject=after.subject if who is not None else row.subject,
             container=speaker.container,
             network=speaker.network,
             netns=speaker.netns,

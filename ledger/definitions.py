@@ -24,6 +24,8 @@ from ledger.images import Address, Extent
 from ledger.intervals import Interval
 from ledger.redefine import (
     Change,
+    DefinePool,
+    DefineReservation,
     Move,
     Revision,
     changed_rows,
@@ -79,7 +81,7 @@ def define(
     with engine.begin() as connection:
         connection.execute(select(ledger.c.one).with_for_update())
         old = load(connection)
-        revision = revise(old, change, families, _next_id(connection))
+        revision = revise(old, change, families, _number_for(connection, change))
         if revision is None:
             return Defined(old)
         if isinstance(revision, AdmissionRefused):
@@ -144,8 +146,16 @@ def as_reservation(row: Mapping[Any, Any]) -> Reservation:
     return Reservation(row["id"], row["uid"], State(row["state"]), document)
 
 
-def _next_id(connection: Connection) -> int:
-    """The next number for a pool or reservation; the ledger's row is locked, so nobody else draws it."""
+def _number_for(connection: Connection, change: Change) -> int:
+    """The number for an object that does not stand: the one it had before it was retired, or the next.
+
+    The ledger's row is locked, so nobody else draws it.
+    """
+    if isinstance(change, DefinePool | DefineReservation):
+        table = pool if isinstance(change, DefinePool) else reservation
+        before = connection.execute(select(table.c.id).where(table.c.uid == change.object.metadata.uid)).scalar()
+        if before is not None:
+            return int(before)
     highest = [select(func.coalesce(func.max(table.c.id), 0)).scalar_subquery() for table in (pool, reservation)]
     return int(max(connection.execute(select(*highest)).one())) + 1
 

@@ -261,7 +261,9 @@ class Fold:
     def _define(self, event: Event, details: dict[str, Any], all_: History, id_: Any) -> None:
         version, before = event.definition or 0, self.state.ledger.definition
         if (event.tx, version) != self._defined_by:
-            if version != before + 1 or event.tx == self._defined_by[0]:
+            if event.tx == self._defined_by[0]:
+                self._fault(event, f"definition {version} is made in the transaction of {before}")
+            elif version != before + 1:
                 self._fault(event, f"definition {version} follows {before}")
             self._defined_by = (event.tx, version)
         value = _value(id_, event, details)
@@ -281,7 +283,7 @@ class Fold:
         waiting = self._waiting.get(ip, {})
         last = self._row(ip).step
         if step <= last or step in waiting:
-            self._fault(event, f"step {step} of {text(ip)} comes again, after step {max(last, *waiting, 0)}")
+            self._fault(event, f"step {step} of {text(ip)} comes again, after step {last}")
             return
         if any(other.tx == event.tx and each > step for each, other in waiting.items()):
             self._fault(event, f"step {step} of {text(ip)} comes after a later one in its own transaction")
@@ -309,7 +311,7 @@ class Fold:
             row, there = self._row(ip), min(self._waiting[ip])
             missing = f"step {row.step + 1}" if there == row.step + 2 else f"steps {row.step + 1} to {there - 1}"
             event = self._waiting[ip][there]
-            self._fault(event, f"step {there} of {text(ip)} stands in the journal, but {missing} is missing")
+            self._fault(event, f"step {there} of {text(ip)} stands in the journal without {missing} before it")
             self.state.addresses[ip] = row._replace(step=there - 1)
             self._go_on(ip)
 

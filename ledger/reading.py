@@ -38,7 +38,7 @@ from sqlalchemy.sql.expression import CTE, CompoundSelect
 
 from ledger import dialects
 from ledger.addresses import key
-from ledger.images import DEMANDS_MAX, Address, Demand, Extent, Head, Images, Plan
+from ledger.images import Address, Demand, Extent, Head, Images, Plan
 from ledger.tables import IpKey, address, event, extent, idle, ledger
 
 NO_POOL: Final = -1
@@ -50,10 +50,15 @@ _asked_columns = (Column("ip", IpKey), Column("pool", Integer))
 
 def read(connection: Connection, plan: Plan, witness: tuple[int, int] | None) -> Images:
     """What the plan names, locked where others have not locked it, and the ledger's row."""
-    size = next(size for size in (0, 1, 2, 4, 8, DEMANDS_MAX) if size >= len(plan.demands))
+    size = _rounded_up(len(plan.demands))
     statement = _statement(connection.dialect.name, size, bool(plan.asked))
     rows = connection.execute(statement, _parameters(plan, size, witness)).all()
     return _images(rows, [demand.pool for demand in plan.demands])
+
+
+def _rounded_up(pools: int) -> int:
+    """To a power of two, so that there are few texts."""
+    return pools and 1 << (pools - 1).bit_length()
 
 
 @cache

@@ -88,12 +88,17 @@ class Free:
 
 @dataclass(frozen=True)
 class Refuse:
-    """A refusal that was decided before the ledger was asked: it only leaves its trace in the journal."""
+    """A refusal that was decided before the ledger was asked. It leaves its trace in the journal.
+
+    But who holds an address keeps it, whatever became of the pools: its container gets the same answer, and a new
+    container speaks for it where the pools that hold it are among the `named`. The claim stands for both families.
+    """
 
     claim: Claim
     subject: Subject
     binding: Binding
     refusal: Refusal
+    named: frozenset[int] = frozenset()
 
 
 Request: TypeAlias = Acquire | Release | Free | Refuse

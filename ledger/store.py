@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
 
+import psycopg
 from sqlalchemy import Connection, Engine, select
 from sqlalchemy.exc import DBAPIError
 
 from ledger import dialects, waiting
-from ledger.addresses import Family
+from ledger.addresses import Family, Ip
 from ledger.admission import AdmissionRefused
 from ledger.claims import Claim
 from ledger.course import (
@@ -127,7 +128,9 @@ class Ledger:
     def _one_by_one(self, batch: list[Pending], deadline: float) -> tuple[list[Pending], dict[int, Answer]]:
         again: list[Pending] = []
         answers: dict[int, Answer] = {}
-        for each in batch:
+        for place, each in enumerate(batch):
+            if time.monotonic() > deadline:
+                return [*again, *batch[place:]], answers
             more, found = self._round([each], deadline)
             again += more
             answers |= found
@@ -141,19 +144,28 @@ class Ledger:
                 again = advance(batch, decision)
                 locked = next((row for row in map(locked_row, again) if row is not None), None)
                 if locked is not None:
-                    waiting.wait(connection, *locked)
+                    self._wait(connection, *locked)
                 return again, answered(batch, decision)
         return self._stand(images.head, batch)
 
+    def _wait(self, connection: Connection, pool: int | None, claim: str | None, ip: Ip | None) -> None:
+        """Not to be let in is no fault of what the batch has done before."""
+        try:
+            waiting.wait(connection, pool, claim, ip)
+        except DBAPIError as error:
+            if not waiting.contended(error):
+                raise
+
     def _transact(self, connection: Connection, batch: list[Pending]) -> tuple[Images, Decision | None]:
         """Read images, decide, write images. No decision where the ledger may not be acted on as we know it."""
+        definition = self._definition  # Once: another thread may replace it meanwhile.
         with connection.begin() as transaction:
             images = read(connection, plan_of(batch, self._since), self._witness.latest)
-            known = images.head.definition == self._definition.version
+            known = images.head.definition == definition.version
             if not known or standing(images.head, doubt_us=self._doubt_us) is not Standing.OPEN:
                 transaction.rollback()
                 return images, None
-            decision = self._decide(batch, images)
+            decision = self._decide(batch, images, definition)
             write(
                 connection,
                 events=decision.events,
@@ -161,31 +173,34 @@ class Ledger:
                 extents=decision.extents,
                 subjects=decision.subjects,
             )
-        self._committed(images, decision)
+        self._committed(batch, images, decision)
         return images, decision
 
-    def _decide(self, batch: list[Pending], images: Images) -> Decision:
+    def _decide(self, batch: list[Pending], images: Images, definition: Definition) -> Decision:
         now = time.monotonic()
         muted = frozenset(key for key, until in self._refused.items() if until > now)
         attempts = [each.attempt for each in batch]
-        return decide(attempts, images, self._definition, self._salt, random_ids(), muted)
+        return decide(attempts, images, definition, self._salt, random_ids(), muted)
 
-    def _committed(self, images: Images, decision: Decision) -> None:
+    def _committed(self, batch: list[Pending], images: Images, decision: Decision) -> None:
         if decision.events:
             self._witness.saw(decision.events[-1])
         for pool, rows in images.idle.items():
             # Below the readiest row we saw nothing is idle any more, until a batch comes up short and looks again.
             self._since[pool] = rows[0].ready if rows else 0
+        for place, answer in decision.answers.items():
+            if isinstance(answer, Refusal):
+                self._remember(batch[place].attempt.request, answer.reason)
 
-    def remember_refusals(self, requests: Sequence[Request], answers: Sequence[Answer]) -> None:
+    def _remember(self, request: Request, reason: Reason) -> None:
         """Equal refusals of one claim leave one trace per interval."""
-        until = time.monotonic() + REFUSAL_INTERVAL_SECONDS
-        for request, answer in zip(requests, answers, strict=True):
-            if isinstance(answer, Refusal) and isinstance(request, Acquire | Refuse):
-                claim = request.claim if isinstance(request, Refuse) else request.wants[0].claim
-                self._refused.setdefault((claim.key, answer.reason), until)
-        if len(self._refused) > REFUSALS_REMEMBERED_MAX:
+        if len(self._refused) >= REFUSALS_REMEMBERED_MAX:
             self._refused.clear()
+        if isinstance(request, Acquire | Refuse):
+            claim = request.claim if isinstance(request, Refuse) else request.wants[0].claim
+            now = time.monotonic()
+            if self._refused.get((claim.key, reason), now) <= now:
+                self._refused[claim.key, reason] = now + REFUSAL_INTERVAL_SECONDS
 
     # Standing --------------------------------------------------------------------------------
 
@@ -334,10 +349,10 @@ class Ledger:
         """Driver errors in the ledger's own words."""
         try:
             return work()
-        except DBAPIError as error:
+        except (DBAPIError, psycopg.Error) as error:  # What a pipeline meets at its end does not pass SQLAlchemy.
             if waiting.contended(error):
-                raise _ContendedError from error
-            if error.connection_invalidated or waiting.away(error):
+                raise _ContendedError(waiting.first_line(error)) from error
+            if waiting.away(error) or getattr(error, "connection_invalidated", False):
                 self._settled = False
                 self._engine.dispose()
                 raise LedgerAwayError(waiting.first_line(error)) from error

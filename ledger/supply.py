@@ -48,8 +48,9 @@ class Supply:
         self._undo.append(lambda: self.spent.discard(ip))
 
     def draw(self, pool: int, *, cooling: bool) -> Choice | None:
-        """The longest idle address, else one never used; or, when cooling yields, the one that cooled longest."""
-        return self._idle_one(pool, cooling=cooling) or (None if cooling else self._fresh_one(pool))
+        """The longest idle address, else one never used; else, when cooling yields, the one that cooled longest."""
+        found = self._idle_one(pool, cooling=False) or self._fresh_one(pool)
+        return found or (self._idle_one(pool, cooling=True) if cooling else None)
 
     def draw_asked(self, ip: Ip, pool: int) -> Choice | None:
         """This very address out of the extent that holds it, which splits in two."""
@@ -68,13 +69,17 @@ class Supply:
     def _idle_one(self, pool: int, *, cooling: bool) -> Choice | None:
         rows = self._idle.get(pool, deque())
         while rows and rows[0].ip in self.spent:
-            rows.popleft()
+            self._take_first(rows)
         if not rows or (rows[0].ready > self._now and not cooling):
             return None
-        row = rows.popleft()
-        self._undo.append(lambda: rows.appendleft(row))
+        row = self._take_first(rows)
         self.spend(row.ip)
         return Choice(row.ip, pool, row, "idle" if row.ready <= self._now else "cooling")
+
+    def _take_first(self, rows: deque[Address]) -> Address:
+        row = rows.popleft()
+        self._undo.append(lambda: rows.appendleft(row))
+        return row
 
     def _fresh_one(self, pool: int) -> Choice | None:
         for extent in self._extents.get(pool, ()):

@@ -221,7 +221,7 @@ class _Verification:
 
     def _holdings(self) -> None:
         """The open holdings at their checkpoint, and rows that should not be there."""
-        ended = self.ended or {}
+        ended: Mapping[Ip, array[int]] = self.ended or {}
         self.ended = None
         if self.of_holdings == DROPPED:
             self.unjudged.append(Fault("holding", REBUILT))

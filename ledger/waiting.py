@@ -9,6 +9,7 @@ from sqlalchemy import Connection, Select, bindparam, cast, func, select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.types import BigInteger, Text
 
+from ledger import dialects
 from ledger.addresses import Ip
 from ledger.tables import address, extent, idle
 
@@ -38,9 +39,12 @@ def _rows(pool: int | None, claim: str | None, ip: Ip | None) -> list[Select[Any
         return [row.where(address.c.claim == claim)]
     if ip is not None:
         return [row.where(address.c.ip == ip), around.where(extent.c.low <= ip, extent.c.high >= ip)]
+    idlest = row.where(address.c.pool == pool, idle).order_by(address.c.ready).limit(1)
+    # One that cools comes last: nobody needs to have locked it, and then there would be nothing to wait for.
     return [
-        row.where(address.c.pool == pool, idle).order_by(address.c.ready).limit(1),
+        idlest.where(address.c.ready <= dialects.clock()),
         around.where(extent.c.pool == pool, extent.c.low <= extent.c.high).order_by(extent.c.high).limit(1),
+        idlest,
     ]
 
 
@@ -66,23 +70,30 @@ def settle(connection: Connection, deadline: float, pause: float) -> bool:
         time.sleep(pause)
 
 
-def contended(error: DBAPIError) -> bool:
+def contended(error: Exception) -> bool:
     """Whether somebody else was in the way: nothing has happened, and trying again can succeed."""
-    state = getattr(error.orig, "sqlstate", None)
-    return state in CONTENDED_STATES or any(name in str(error.orig) for name in CONTENDED_CONSTRAINTS)
+    said = _of_driver(error)
+    state = getattr(said, "sqlstate", None)
+    return state in CONTENDED_STATES or any(name in str(said) for name in CONTENDED_CONSTRAINTS)
 
 
-def away(error: DBAPIError) -> bool:
+def away(error: Exception) -> bool:
     """Whether the database itself is not to be had."""
-    if type(error.orig).__module__.startswith("sqlite3"):
-        return any(words in str(error.orig) for words in AWAY_SQLITE)
-    state = getattr(error.orig, "sqlstate", None)
+    said = _of_driver(error)
+    if type(said).__module__.startswith("sqlite3"):
+        return any(words in str(said) for words in AWAY_SQLITE)
+    state = getattr(said, "sqlstate", None)
     # Without a state psycopg had no server to ask.
     return state is None or state.startswith(AWAY_STATES)
 
 
-def first_line(error: DBAPIError) -> str:
+def first_line(error: Exception) -> str:
     """What happened, without the statement and its parameters: they may hold people's names."""
-    return str(error.orig).strip().partition("\n")[0]
+    return str(_of_driver(error)).strip().partition("\n")[0]
+
+
+def _of_driver(error: Exception) -> BaseException:
+    """The driver's own error, whether or not it came through SQLAlchemy."""
+    return error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
 
 

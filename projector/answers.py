@@ -212,13 +212,12 @@ _cooling = (
     .group_by(tables.address.c.pool)
 )
 _event_cells = select(*(tables.event.c[name] for name in Event._fields))
-_event_order = (tables.event.c.tx.desc(), tables.event.c.position.desc())
 _before = (
     _event_cells.where(
         tables.event.c.tx <= bindparam("tx"),
         tuple_(tables.event.c.tx, tables.event.c.position) < tuple_(bindparam("tx"), bindparam("position")),
     )
-    .order_by(*_event_order)
+    .order_by(tables.event.c.tx.desc(), tables.event.c.position.desc())
     .limit(EVENTS_PER_READ)
 )
 _first = select(tables.event.c.recorded_at).order_by(tables.event.c.tx, tables.event.c.position).limit(1)
@@ -230,8 +229,11 @@ def _refusals(dialect: str) -> Select[Any]:
     ids, values = dialects.json_rows(dialect, "subjects", [tables.subject.c.id])
     # Written out, for a parameter would not let the database use the index of the refusals.
     refused = tables.event.c.type == literal_column(f"'{EventType.REFUSED.value}'")
-    mine = tables.event.c.subject.in_(select(*values).select_from(ids))
-    return _event_cells.where(refused, mine).order_by(*_event_order).limit(bindparam("limit"))
+    theirs = tables.event.c.subject.in_(select(*values).select_from(ids))
+    # All of them before the newest: PostgreSQL would else walk back through the whole journal to find a few.
+    found = _event_cells.where(refused, theirs).cte("found").prefix_with("MATERIALIZED", dialect="postgresql")
+    newest_first = (found.c.tx.desc(), found.c.position.desc())
+    return select(found).order_by(*newest_first).limit(bindparam("limit"))
 
 
 def _row_of(connection: Connection, ip: Ip) -> Address | None:

@@ -72,7 +72,8 @@ def pools(context: typer.Context, output: OutputOption = Output.TABLE) -> None:
 
     with opened(context.obj) as engine:
         found = answers.pools(engine)
-    _warn(found.as_of)
+    if not found.as_of.complete:
+        _note(printing.up_to(found.as_of))
     _print(
         output,
         lambda wide: printing.pool_table(found.lines, wide=wide),
@@ -368,12 +369,12 @@ def _print(
         typer.echo(printing.written(document(), as_yaml=output is Output.YAML))
         return
     drawn = table(output is Output.WIDE)
+    said = [printable(sentence) for sentence in sentences()]
     if not drawn.rows:
-        _note("No resources found.")
+        typer.echo("\n".join(["No resources found.", *said]), err=True)
         return
     heading, *lines = printing.laid_out(drawn._replace(rows=[tuple(map(printable, row)) for row in drawn.rows]))
     _print_heading(heading)
-    said = [printable(sentence) for sentence in sentences()]
     typer.echo("\n".join([*lines, *([""] if said else []), *said]))
 
 
@@ -392,13 +393,6 @@ def _end(lines: tuple[object, ...], *, more: bool) -> None:
         _note("There are older ones: ask for more with --limit.")
     if not lines:
         raise typer.Exit(NO)
-
-
-def _warn(as_of: AsOf) -> None:
-    from projector import printing
-
-    if not as_of.complete:
-        _note(printing.up_to(as_of))
 
 
 def _note(sentence: str) -> None:

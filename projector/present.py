@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Final, Generic
+from typing import Final, Generic, NamedTuple
 
 from sqlalchemy import Connection, Engine, bindparam, select
 
 from ledger import dialects
 from ledger.events import Event
-from ledger.journal import Mark, fence, page
+from ledger.journal import PAGE_EVENTS, Mark, fence, page
 from ledger.tables import event
 from projector import checkpoints, images
 from projector.checkpoints import BEGINNING, DROPPED
@@ -27,8 +27,7 @@ EVENTS_FOLDED_MAX: Final = 20_000
 _EVERYTHING: Final = (1 << 63) - 1
 
 
-@dataclass(frozen=True)
-class AsOf:
+class AsOf(NamedTuple):
     """How far an answer holds.
 
     Up to this event, recorded at `at`, nothing is missing and nothing will come in between any more. What was
@@ -109,10 +108,10 @@ _newest = (
 def _unprojected(connection: Connection, mark: Mark) -> tuple[list[Event], bool]:
     """The events after the mark, and whether these are all."""
     events: list[Event] = []
-    while len(events) < EVENTS_FOLDED_MAX:
-        found = page(connection, mark, _EVERYTHING)
-        if not found:
-            return events, True
+    while (left := EVENTS_FOLDED_MAX - len(events)) > 0:
+        found = page(connection, mark, _EVERYTHING, min(left, PAGE_EVENTS))
         events += found
+        if len(found) < min(left, PAGE_EVENTS):
+            return events, True
         mark = Mark(found[-1].tx, found[-1].position)
-    return events, not page(connection, mark, _EVERYTHING, limit=1)
+    return events, not page(connection, mark, _EVERYTHING, 1)

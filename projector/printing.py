@@ -1,4 +1,4 @@
-"""How answers are written: tables as kubectl draws them, or one JSON or YAML document; and how a time is written and read.
+"""How answers are written: tables as kubectl draws them, one JSON or YAML document; how a time is written and read.
 
 Field names of documents are kept for ever. A table shows what people ask for, in one line each; a document has it all.
 Times are RFC 3339 in UTC: documents and the tables of an audit have microseconds, those of `get` do without. Pure.
@@ -222,6 +222,9 @@ def event_document(line: EventLine) -> Document:
         cells[name] = _time(cells[name])
     for name in ("claim", "subject", "digest"):
         cells[name] = None if cells[name] is None else cells[name].hex()
+    # Readers of JSON that count in floating point would round these.
+    for name in ("id", "stamp"):
+        cells[name] = None if cells[name] is None else str(cells[name])
     cells["ip"] = None if line.event.ip is None else text(line.event.ip)
     cells["data"] = line.event.details
     return {**cells, "pools": list(line.pools), "who": _subject_document(line.subject)}

@@ -23,13 +23,16 @@ from ledger.addresses import Family, Ip
 from ledger.admission import AdmissionRefused
 from ledger.canonical import canonical
 from ledger.claims import CONTAINER, POD, Binding, Claim, Subject, salted, span
+from ledger.course import begin, plan_of
 from ledger.database import file_identity
+from ledger.decide import decide
 from ledger.definition import Definition
 from ledger.definitions import Defined, load
 from ledger.dialects import on_connect_sqlite
 from ledger.events import Event, digest
 from ledger.images import Address
 from ledger.intervals import Intervals, normal, size, subtract
+from ledger.reading import read
 from ledger.redefine import Change, ClosePool, DefinePool, DefineReservation
 from ledger.requests import (
     Acquire,
@@ -44,7 +47,9 @@ from ledger.requests import (
     Want,
 )
 from ledger.resources import COOLING_ANNOTATION, ObjectMeta, PoolSpec, ReservedIPSpec, SpiderIPPool, SpiderReservedIP
-from ledger.store import Ledger, Settings
+from ledger.store import Ledger
+from ledger.transitions import random_ids
+from ledger.writing import write
 from tests.conftest import Database
 
 CLUSTER = "here"
@@ -438,6 +443,50 @@ def waiting_for_lock(engine: Engine, words: str = "") -> int:
         return int(connection.execute(query, {"words": words}).scalar_one())
 
 
+def until_waiting(engine: Engine, task: Task[Any], sessions: int = 1) -> None:
+    """Wait until so many sessions wait for locks; the task must be among them and not have ended instead."""
+    until(lambda: waiting_for_lock(engine) >= sessions or not task.is_alive(), "a session waits for a lock")
+    assert task.is_alive(), task.result()
+
+
+class HeldBatch:
+    """A batch of another agent, taken step by step through the ledger's own statements."""
+
+    def __init__(self, engine: Engine, definition: Definition, *requests: Request) -> None:
+        self._connection = engine.connect()
+        self._definition = definition
+        self._pending = begin(requests)
+        self._transaction = self._connection.begin()
+        self._salt = bytes(self._connection.execute(select(tables.ledger.c.salt)).scalar_one())
+        # It has its transaction id; its locks are still to come.
+        self._connection.execute(text("SELECT pg_current_xact_id()"))
+
+    def read(self) -> HeldBatch:
+        """From here on it has its locks."""
+        self._images = read(self._connection, plan_of(self._pending, {}), None)
+        return self
+
+    def write(self) -> HeldBatch:
+        """From here on only the commit is missing."""
+        attempts = [each.attempt for each in self._pending]
+        self.decision = decide(attempts, self._images, self._definition, self._salt, random_ids())
+        done = self.decision
+        write(self._connection, events=done.events, rows=done.rows, extents=done.extents, subjects=done.subjects)
+        return self
+
+    def commit(self) -> list[Answer]:
+        """The answers, now true."""
+        self._transaction.commit()
+        self._connection.close()
+        assert not self.decision.setbacks
+        return [self.decision.answers[index] for index in range(len(self._pending))]
+
+    def roll_back(self) -> None:
+        """As if it had never been."""
+        self._transaction.rollback()
+        self._connection.close()
+
+
 @contextmanager
 def session(engine: Engine) -> Iterator[Connection]:
     """A transaction of somebody else, rolled back at the end unless it was committed."""
@@ -445,9 +494,3 @@ def session(engine: Engine) -> Iterator[Connection]:
         yield connection
         if connection.in_transaction():
             connection.rollback()
-
-
-def some_ledger(engine: Engine, **settings: Any) -> Ledger:
-    """A ledger as the agent makes one."""
-    return Ledger(engine, Settings(**settings))
-

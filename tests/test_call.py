@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import example, given
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from cni.call import NAME_MAX, VERSIONS, Attachment, CniCall, Command, PodName, read_call
@@ -27,6 +27,7 @@ VARIABLES = {
 CONFIGURATION = {"cniVersion": "1.1.0", "name": "blue", "type": "macvlan", "ipam": {"type": "spiderpool"}}
 PREVIOUS = {"prevResult": {"ips": [{"address": "10.6.0.5/16"}]}}
 NOTHING: dict[str, Any] = {}
+unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # The machine may be busy.
 
 
 def body(variables: dict[str, str] = NOTHING, configuration: dict[str, Any] = NOTHING) -> bytes:
@@ -340,6 +341,7 @@ def read_or_refused(request: bytes) -> None:
         assert "\0" not in call.network + call.container + call.interface + call.netns
 
 
+@unhurried
 @given(st.binary())
 @example(b"\0")
 @example(b"\0\0\0\0")
@@ -347,16 +349,19 @@ def test_any_bytes_are_a_call_or_a_cni_error(request: bytes) -> None:
     read_or_refused(request)
 
 
+@unhurried
 @given(st.sampled_from(list(Command)), configurations)
 def test_any_configuration_is_a_call_or_a_cni_error(command: Command, configuration: dict[str, Any]) -> None:
     read_or_refused(body({"CNI_COMMAND": command}, configuration))
 
 
+@unhurried
 @given(st.sampled_from(sorted(VARIABLES)), st.text().map(lambda text: text.replace("\0", "")))
 def test_any_variable_is_read_or_a_cni_error(variable: str, value: str) -> None:
     read_or_refused(body({variable: value.encode(errors="ignore").decode()}))
 
 
+@unhurried
 @given(st.integers(0), st.binary(min_size=1, max_size=3))
 def test_a_request_with_some_bytes_changed_is_a_call_or_a_cni_error(where: int, changed: bytes) -> None:
     request = body(configuration=PREVIOUS)

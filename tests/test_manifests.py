@@ -404,7 +404,7 @@ def test_what_is_no_text_is_refused(content: bytes, expected: str) -> None:
 def test_a_file_may_be_so_large_and_no_larger() -> None:
     largest = b"#" * manifests.FILE_BYTES_MAX
     assert len(decoded("f.yaml", largest)) == manifests.FILE_BYTES_MAX
-    with pytest.raises(ManifestError, match="f.yaml: is larger than 67108864 bytes"):
+    with pytest.raises(ManifestError, match=r"f\.yaml: is larger than 67108864 bytes"):
         decoded("f.yaml", largest + b"#")
 
 

@@ -1,0 +1,404 @@
+"""The fold: whole journals give the state that they were written with; what breaks a rule is found where it stands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from random import Random
+from typing import Any
+
+import pytest
+
+from ledger.addresses import parse
+from ledger.canonical import canonical
+from ledger.claims import Subject, salted
+from ledger.events import EPOCH_SHIFT, Event, EventType, sealed
+from ledger.fold import INVERSION_US, WAITING_MAX, Fault, Fold, Holding, hidden
+from tests.ledgers import Past, changed_cell, inverted, small
+
+WEB_1, WEB_2, WEB_3 = (Subject("here", "default", f"web-{number}", f"uid-{number}") for number in (1, 2, 3))
+A, B, C, D, E = (parse(f"10.0.1.{number}") for number in (1, 2, 3, 4, 5))
+NULLABLE = ("ip", "family", "step", "holding", "pool", "definition", "claim", "node_time", "interface", "subject",
+            "container", "network", "netns", "node", "stamp")  # fmt: skip
+
+
+def short() -> Past:
+    """Few acts, each a transaction: what stands at which place of its journal is named below."""
+    past = Past()
+    past.open()
+    acts: tuple[Callable[[], None], ...] = (
+        lambda: past.define_pool(1, "10.0.1.1", 8),
+        lambda: past.allocate(A, WEB_1),
+        lambda: past.rebind(A, WEB_1),
+        lambda: past.release(A),
+        lambda: past.allocate(B, WEB_2),
+        lambda: past.allocate(C, WEB_3),
+        lambda: past.redefine_pool(1, excluded={C}),
+        lambda: past.allocate(D, WEB_1, "eth1"),
+        lambda: past.name("Pod", "default", "web-1"),
+        lambda: past.refuse(WEB_1, [1]),
+    )
+    for act in acts:
+        past.commit()
+        act()
+    past.commit()
+    return past
+
+
+OPENED, DEFINED, ALLOCATED, REBOUND, RELEASED, ALLOCATED_B, ALLOCATED_C = range(7)
+REDEFINED, WITHHELD, ALLOCATED_D, NAMED, REFUSED = range(7, 12)
+LAST = -1
+
+
+@cache
+def _small_journal() -> tuple[Event, ...]:
+    return tuple(small().events())
+
+
+def events_of_a_small_past() -> list[Event]:
+    return list(_small_journal())
+
+
+def folded(events: list[Event], *, ordered: bool = True) -> tuple[Fold, list[Fault]]:
+    fold = Fold(ordered=ordered)
+    faults = [fault for event in events for fault in fold.apply(event)]
+    return fold, faults + fold.settle()
+
+
+def faults_of(events: list[Event], *, ordered: bool = True) -> list[Fault]:
+    return folded(events, ordered=ordered)[1]
+
+
+def at(event: Event) -> str:
+    return f"event {event.tx}/{event.position}"
+
+
+def edit(events: list[Event], place: int, **cells: Any) -> list[Event]:
+    """Say something else, with the digest of it: only the rule is broken."""
+    return [*events[:place], sealed(events[place]._replace(**cells)), *events[place + 1 :]]
+
+
+def details(events: list[Event], place: int, **changed: Any) -> list[Event]:
+    """Other details; None takes one out."""
+    kept = {name: value for name, value in (events[place].details | changed).items() if value is not None}
+    return edit(events, place, data=canonical(kept))
+
+
+def document(events: list[Event], ips: list[str] | None) -> list[Event]:
+    """The pool says other ranges, or nothing that a pool must say."""
+    said = events[DEFINED].details["document"]
+    return details(events, DEFINED, document={**said, "spec": {**said["spec"], "ips": ips} if ips else {}})
+
+
+def add(events: list[Event], copy: Event, **cells: Any) -> list[Event]:
+    """One more like this, in a transaction of its own, later than all."""
+    later = max(event.recorded_at for event in events) + 1
+    place = {"tx": 1 << EPOCH_SHIFT | len(events) + 1, "position": len(events) + 1, "id": copy.id + 1}
+    return [*events, sealed(copy._replace(**{**place, "recorded_at": later, "happened_at": later, **cells}))]
+
+
+def leave_out(events: list[Event], place: int) -> list[Event]:
+    """Without this one, and nothing else to show it: positions and transactions close up."""
+    left = [*events[:place], *events[place + 1 :]]
+    return [
+        sealed(event._replace(tx=1 << EPOCH_SHIFT | number, position=number)) for number, event in enumerate(left, 1)
+    ]
+
+
+# What is right ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+@pytest.mark.parametrize("seed", range(20))
+def test_a_valid_journal_folds_into_the_state_it_was_written_with(seed: int, ordered: bool) -> None:
+    past = small(seed=seed, acts=120)
+    fold, faults = folded(past.events(), ordered=ordered)
+    assert faults == []
+    assert_same(fold, past)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_steps_inverted_across_transactions_make_no_difference_on_postgresql(seed: int) -> None:
+    past = small(seed=seed, acts=120)
+    turned = inverted(past.events(), Random(seed))
+    assert turned != past.events()
+    fold, faults = folded(turned, ordered=False)
+    assert faults == []
+    assert_same(fold, past)
+
+
+def assert_same(fold: Fold, past: Past) -> None:
+    state, rows = fold.state, {}
+    for ip, row in past.rows.items():
+        claim = None if row.claim is None else salted(past.salt, row.claim).hex()
+        rows[ip] = row._replace(claim=claim, result=hidden(row.result))
+    assert state.addresses == rows
+    open_ = {ip: row for (ip, _), row in past.holdings.items() if row["held_until"] is None}
+    assert {ip: holding._asdict() for ip, holding in state.holdings.items()} == open_
+    ended = {key: row for key, row in past.holdings.items() if row["held_until"] is not None}
+    assert {(each.ip, each.step): each._asdict() for each in fold.ended} == ended
+    assert {pool: row._asdict() for pool, row in state.occupancy.items()} == past.occupancy
+    for history, defined in ((state.pools, past.pool_rows), (state.reservations, past.reservation_rows)):
+        latest = {id_: versions[max(versions)] for id_, versions in history.items()}
+        assert {id_: row[:4] for id_, row in latest.items()} == {
+            id_: (row["uid"], row["name"], row["state"], row["document"]) for id_, row in defined.items()
+        }
+    assert state.objects == {key: row["uid"] for key, row in past.objects.items()}
+    ledger = {"epoch": 1, "doubted": None, "doubt_until": None, "fenced": None}
+    assert state.ledger._asdict() == ledger | past.ledger | {"definition": past.version}
+
+
+def test_the_small_past_has_every_type_of_event() -> None:
+    assert {event.type for event in events_of_a_small_past()} == {each.value for each in EventType}
+
+
+def test_an_empty_journal_leaves_the_ledger_as_it_was_made() -> None:
+    fold, faults = folded([])
+    assert faults == []
+    assert tuple(fold.state.ledger) == (1, 0, "", None, None, None)
+
+
+def test_a_new_epoch_goes_on_with_the_definition_and_the_steps_and_ends_what_fenced_the_old() -> None:
+    past = short()
+    past.fence("an event is missing")
+    past.commit()
+    past.unbind(B)
+    events = past.events()
+    tx = 2 << EPOCH_SHIFT
+    opened = add(events[:-1], events[OPENED], tx=tx, data=canonical({"epoch": 2, "incarnation": "new"}))
+    fold, faults = folded(add(opened, events[-1], tx=tx + 1))
+    assert faults == []
+    assert tuple(fold.state.ledger) == (2, past.version, "new", None, None, None)
+    assert fold.state.addresses[B].step == 2
+
+
+# What is broken --------------------------------------------------------------------------------
+
+Break = Callable[[list[Event]], list[Event]]
+RULES: dict[str, tuple[Break, int, str]] = {
+    # What is broken: how, at which place of the broken journal it is found, and in which words.
+    "its digest": (lambda j: [*j[:3], j[3]._replace(digest=b"?"), *j[4:]], REBOUND, "its digest is not that of what"),
+    "an unknown type": (lambda j: edit(j, REBOUND, type="address.lost"), REBOUND, "address.lost version 1 is not"),
+    "an unknown version": (lambda j: edit(j, REBOUND, version=2), REBOUND, "version 2 is not known here"),
+    "data that is no JSON": (lambda j: edit(j, REBOUND, data="{"), REBOUND, "it cannot be read: Expecting"),
+    "data that is no object": (lambda j: edit(j, REBOUND, data="[]"), REBOUND, "its data is no object"),
+    "no address": (lambda j: edit(j, REBOUND, ip=None), REBOUND, "it lacks ip"),
+    "no step": (lambda j: edit(j, REBOUND, step=None), REBOUND, "it lacks step"),
+    "no pool": (lambda j: edit(j, REBOUND, pool=None), REBOUND, "it lacks pool"),
+    "no claim": (lambda j: edit(j, ALLOCATED, claim=None), ALLOCATED, "it lacks claim"),
+    "no result": (lambda j: details(j, ALLOCATED, result=None), ALLOCATED, "it lacks data.result"),
+    "a readiness in words": (lambda j: details(j, RELEASED, ready="soon"), RELEASED, "it lacks data.ready"),
+    "no total": (lambda j: details(j, DEFINED, total=None), DEFINED, "it lacks data.total"),
+    "another family": (lambda j: edit(j, REBOUND, family=6), REBOUND, "10.0.1.1 is not of family 6"),
+    "a step without an address": (lambda j: edit(j, OPENED, step=1), OPENED, "ledger.opened has no step"),
+    "a document of no pool": (lambda j: document(j, None), DEFINED, "its document cannot be read"),
+    "a range that is reversed": (lambda j: document(j, ["10.0.1.9-10.0.1.1"]), DEFINED, "its document cannot be read"),
+    "an unknown state": (lambda j: details(j, DEFINED, state="ajar"), DEFINED, "its document cannot be read"),
+    "the first event": (lambda j: leave_out(j, OPENED), 0, "the journal begins with pool.defined"),
+    "the epoch": (lambda j: edit(j, WITHHELD, tx=2 << EPOCH_SHIFT), WITHHELD, "its epoch 2 is not 1"),
+    "an epoch that is opened twice": (lambda j: add(j, j[OPENED]), LAST, "it opens epoch 1 after 1"),
+    "an id": (lambda j: edit(j, WITHHELD, id=j[REDEFINED].id), WITHHELD, "stands twice in one transaction"),
+    "a position": (lambda j: add(j, j[REFUSED], position=12), LAST, "its position 12 stands twice"),
+    "a step": (lambda j: leave_out(j, REBOUND), REBOUND, "step 3 of 10.0.1.1 stands in the journal without step 2"),
+    "some steps": (lambda j: edit(j, RELEASED, step=5), RELEASED, "stands in the journal without steps 3 to 4"),
+    "a step that comes again": (lambda j: add(j, j[REBOUND]), LAST, "step 2 of 10.0.1.1 comes again, after step 3"),
+    "allocated while held": (
+        lambda j: add(j, j[ALLOCATED_B], step=2, holding=2, claim=b"x"), LAST, "is allocated while it is held"),
+    "allocated while withheld": (
+        lambda j: add(add(j, j[WITHHELD], ip=A, step=4, holding=None), j[ALLOCATED], step=5, holding=5), LAST,
+        "10.0.1.1 is allocated while it is withheld"),
+    "released while not held": (
+        lambda j: add(j, j[RELEASED], step=4, holding=None), LAST, "10.0.1.1 is released while it is not held"),
+    "rebound while not held": (
+        lambda j: add(j, j[REBOUND], step=4, holding=None), LAST, "10.0.1.1 is rebound while it is not held"),
+    "unbound while not held": (
+        lambda j: add(j, j[REBOUND], type=EventType.UNBOUND, step=4, holding=None), LAST,
+        "10.0.1.1 is unbound while it is not held"),
+    "forgotten while held": (
+        lambda j: add(j, j[WITHHELD], type=EventType.FORGOTTEN, step=3), LAST, "is forgotten while it is held"),
+    "released through another claim": (
+        lambda j: edit(j, RELEASED, claim=b"\1"), RELEASED, "10.0.1.1 is released by claim 01, but"),
+    "a holding that is not the open one": (
+        lambda j: edit(j, RELEASED, holding=2), RELEASED, "10.0.1.1 is in holding 1, but the event says 2"),
+    "a holding that is not its first step": (
+        lambda j: edit(j, ALLOCATED, holding=9), ALLOCATED, "10.0.1.1 is in holding 1, but the event says 9"),
+    "a claim that holds two addresses": (
+        lambda j: add(j, j[ALLOCATED], ip=E, claim=j[ALLOCATED_B].claim), LAST, "which holds 10.0.1.2"),
+    "recorded with the step before": (
+        lambda j: edit(j, REBOUND, recorded_at=j[ALLOCATED].recorded_at, happened_at=1), REBOUND,
+        "10.0.1.1 had its last event recorded at"),
+    "allocated before it was recorded": (
+        lambda j: edit(j, ALLOCATED, happened_at=j[ALLOCATED].recorded_at - 1), ALLOCATED, "an event that happened at"),
+    "released before it was allocated": (
+        lambda j: edit(j, RELEASED, happened_at=j[ALLOCATED].recorded_at - 1), RELEASED, "an event that happened at"),
+    "released after it was recorded": (
+        lambda j: edit(j, RELEASED, happened_at=j[RELEASED].recorded_at + 1), RELEASED, "after it was recorded at"),
+    "a definition passed over": (lambda j: edit(j, REDEFINED, definition=3), REDEFINED, "definition 3 follows 1"),
+    "a definition made again": (lambda j: add(j, j[REDEFINED]), LAST, "definition 2 follows 2"),
+    "two definitions in a transaction": (
+        lambda j: add(j, j[REDEFINED], tx=j[WITHHELD].tx, definition=3), LAST,
+        "definition 3 is made in the transaction of 2"),
+    "allocated from an unknown pool": (
+        lambda j: edit(j, ALLOCATED_B, pool=7), ALLOCATED_B, "10.0.1.2 was not available in pool 7 at definition 1"),
+    "allocated though excluded": (
+        lambda j: edit(j, ALLOCATED_D, ip=C, definition=2), ALLOCATED_D,
+        "10.0.1.3 was not available in pool 1 at definition 2"),
+    "allocated from outside": (
+        lambda j: edit(j, ALLOCATED_B, ip=parse("10.0.1.99")), ALLOCATED_B, "10.0.1.99 was not available in pool 1"),
+    "allocated from a closed pool": (
+        lambda j: details(j, REDEFINED, state="closed"), ALLOCATED_D,
+        "10.0.1.4 was not available in pool 1 at definition 2"),
+    "allocated by a definition to come": (
+        lambda j: edit(j, ALLOCATED, definition=2), ALLOCATED, "it cites definition 2, after 1"),
+    "an object named twice": (lambda j: add(j, j[NAMED]), LAST, "object.named Pod/default/web-1"),
+    "an object that leaves by another uid": (
+        lambda j: add(details(j, NAMED, uid="x"), j[NAMED], type=EventType.OBJECT_LEFT), LAST, "but it was x"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+@pytest.mark.parametrize("name", RULES)
+def test_what_is_broken_is_found_where_it_is(name: str, ordered: bool) -> None:
+    breaks, place, words = RULES[name]
+    journal = short().events()
+    assert faults_of(journal, ordered=ordered) == []
+    broken = breaks(journal)
+    found = faults_of(broken, ordered=ordered)
+    assert [fault for fault in found if fault.where == at(broken[place]) and words in fault.text], found
+
+
+@pytest.mark.parametrize("column", Event._fields)
+def test_a_changed_cell_of_an_event_is_found(column: str) -> None:
+    journal = events_of_a_small_past()
+    place = next(place for place, event in enumerate(journal) if None not in event)
+    journal[place] = changed_cell(journal[place], column)
+    assert at(journal[place]) in {fault.where for fault in faults_of(journal)}
+
+
+@pytest.mark.parametrize("column", NULLABLE)
+def test_an_emptied_cell_of_an_event_is_found(column: str) -> None:
+    journal = events_of_a_small_past()
+    place = next(place for place, event in enumerate(journal) if None not in event)
+    emptied: dict[str, Any] = {column: None}
+    journal[place] = journal[place]._replace(**emptied)
+    assert Fault(at(journal[place]), "its digest is not that of what it says") in faults_of(journal)
+
+
+@pytest.mark.parametrize("type_", EventType)
+def test_an_event_without_its_details_is_found_and_passed_over(type_: EventType) -> None:
+    journal = events_of_a_small_past()
+    place = next(place for place, event in enumerate(journal) if event.type == type_)
+    found = faults_of(edit(journal, place, data="{}"))
+    harmless = {"address.rebound", "address.unbound", "address.forgotten", "address.withheld", "address.readmitted"}
+    lacking = [fault for fault in found if fault.where == at(journal[place]) and "it lacks data." in fault.text]
+    assert len(lacking) == (type_ not in harmless)
+
+
+# Order ------------------------------------------------------------------------------------------
+
+
+def swapped(events: list[Event], one: int, other: int) -> list[Event]:
+    """The two take each other's place in the journal."""
+    first, second = events[one], events[other]
+    turned = list(events)
+    turned[one] = sealed(second._replace(tx=first.tx, position=first.position))
+    turned[other] = sealed(first._replace(tx=second.tx, position=second.position))
+    return turned
+
+
+def test_an_inverted_step_is_a_fault_on_sqlite_and_none_on_postgresql() -> None:
+    turned = swapped(short().events(), ALLOCATED, REBOUND)
+    assert Fault(
+        at(turned[ALLOCATED]), "step 2 of 10.0.1.1 stands in the journal without step 1 before it"
+    ) in faults_of(turned)
+    assert faults_of(turned, ordered=False) == []
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_a_step_inverted_inside_one_transaction_is_a_fault(ordered: bool) -> None:
+    past = Past()
+    past.open()
+    past.commit()
+    past.define_pool(1, "10.0.1.1", 8)
+    past.commit()
+    past.allocate(A, WEB_1)
+    past.release(A)
+    events = past.events()
+    assert faults_of(events, ordered=ordered) == []
+    turned = swapped(events, 2, 3)
+    found = faults_of(turned, ordered=ordered)
+    assert any(fault.where in (at(turned[2]), at(turned[3])) for fault in found)
+
+
+def test_below_a_fence_a_missing_step_is_named_and_the_steps_behind_it_count() -> None:
+    past = short()
+    broken = leave_out(past.events(), REBOUND)
+    fold = Fold(ordered=False)
+    assert [fault for event in broken for fault in fold.apply(event)] == []
+    assert A not in fold.state.addresses or fold.state.addresses[A].step == 1
+    assert fold.settle() == [Fault(at(broken[3]), "step 3 of 10.0.1.1 stands in the journal without step 2 before it")]
+    assert fold.state.addresses[A].step == 3
+    assert fold.settle() == []
+
+
+def test_a_gap_does_not_gather_events_without_bound() -> None:
+    past = short()
+    for _ in range(WAITING_MAX + 5):
+        past.rebind(B, WEB_2)
+        past.commit()
+    events = past.events()
+    rebound = next(place for place, event in enumerate(events) if event.ip == B and event.step == 2)
+    fold = Fold(ordered=False)
+    found = [fault for event in leave_out(events, rebound) for fault in fold.apply(event)]
+    assert [fault.text for fault in found] == ["step 3 of 10.0.1.2 stands in the journal without step 2 before it"]
+
+
+def test_a_holding_is_told_as_far_as_the_journal_has_come_though_its_steps_are_inverted() -> None:
+    events = swapped(short().events(), ALLOCATED, RELEASED)[: ALLOCATED + 1]
+    fold, released = Fold(ordered=False), events[ALLOCATED]
+    assert [fault for event in events for fault in fold.apply(event)] == []
+    half = Holding(A, 1, held_until=released.happened_at, recorded_until=released.recorded_at, cause="del")
+    assert fold.holding(A, 1) == half
+    assert fold.holding(A, 2) is None
+
+
+@pytest.mark.parametrize(("apart", "ordered", "faults"), [
+    (1, False, 0),
+    (INVERSION_US + 1, False, 1),
+    (1, True, 1),
+])  # fmt: skip
+def test_a_claims_first_address_may_be_released_behind_its_second_only_by_transactions_that_overlapped(
+    apart: int, ordered: bool, faults: int
+) -> None:
+    events = short().events()
+    second = add(events, events[ALLOCATED], ip=E, claim=events[ALLOCATED_B].claim)
+    later = second[-1].recorded_at + apart
+    released = add(second, events[RELEASED], ip=B, step=2, holding=1, claim=events[ALLOCATED_B].claim,
+                   recorded_at=later, happened_at=later)  # fmt: skip
+    found = faults_of(released, ordered=ordered)
+    assert [fault.where for fault in found] == [at(second[-1])] * faults
+
+
+def test_a_claim_may_move_within_one_transaction_in_either_order() -> None:
+    events = short().events()
+    second = add(events, events[ALLOCATED], ip=E, claim=events[ALLOCATED_B].claim)
+    released = add(second, events[RELEASED], ip=B, step=2, holding=1, claim=events[ALLOCATED_B].claim, tx=second[-1].tx)
+    assert faults_of(released, ordered=True) == []
+
+
+@pytest.mark.parametrize("positions", [(1, 3), (2, 1), (1, 1), (5,)])
+def test_on_sqlite_positions_follow_one_another(positions: tuple[int, ...]) -> None:
+    events = short().events()[: len(positions)]
+    moved = [event._replace(position=position) for event, position in zip(events, positions, strict=True)]
+    assert any(fault.text.startswith("its position") for fault in faults_of(moved))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_on_postgresql_positions_may_come_in_any_order_with_gaps_but_never_twice(seed: int) -> None:
+    events = events_of_a_small_past()
+    positions = Random(seed).sample(range(1, 4 * len(events)), len(events))
+    moved = [event._replace(position=position) for event, position in zip(events, positions, strict=True)]
+    assert faults_of(moved, ordered=False) == []
+    moved[50] = moved[50]._replace(position=positions[3])
+    twice = Fault(at(moved[50]), f"its position {positions[3]} stands twice")
+    assert twice in faults_of(moved, ordered=False)
