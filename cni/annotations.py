@@ -12,8 +12,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
@@ -120,11 +119,9 @@ def pool_lists(text: str) -> PoolLists:
 
 
 def unknown_keys(text: str) -> tuple[str, ...]:
-    """Keys of the annotation `ippool`, or of its items, that nobody reads: most likely misspelled."""
-    written: Any = ()
-    with suppress(ValueError):
-        written = decoded(text.encode())
-    objects = [each for each in (written if isinstance(written, list) else [written]) if isinstance(each, dict)]
+    """Keys of a list by interface or of a single one, as read before, that nobody uses: most likely misspelled."""
+    said = decoded(text.encode())
+    objects = said if isinstance(said, list) else [said]
     known = {"ipv4", "ipv6", "interface", "cleangateway"}
     return tuple(dict.fromkeys(key for each in objects for key in each if key.lower() not in known))
 

@@ -211,7 +211,7 @@ def read_call(body: bytes) -> CniCall:
 
 
 def problem_of(error: ValidationError) -> tuple[str, str, object]:
-    """The first field that is wrong, in what way, and its value; JSON knows lists where Python was asked for a tuple."""
+    """The first field that is wrong, in what way, and its value; what is a tuple here was written as a list."""
     first = error.errors(include_url=False)[0]
     return ".".join(map(str, first["loc"])), first["msg"].replace("tuple", "list"), first["input"]
 

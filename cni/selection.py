@@ -72,9 +72,12 @@ def select(call: CniCall, facts: Facts, definition: Definition, settings: Settin
 class _RefusedError(Exception):
     """Inside this module only: gives the selection up."""
 
-    def __init__(self, reason: Reason, text: str, candidates: Iterable[Candidate] = ()) -> None:
+    def __init__(
+        self, reason: Reason, text: str, candidates: Iterable[Candidate] = (), named: Iterable[Pool] = ()
+    ) -> None:
         super().__init__(text)
-        self.refusal = Refusal(reason, _cut(text, TEXT_MAX), tuple(candidates))
+        pools = frozenset(pool.id for pool in named)
+        self.refusal = Refusal(reason, _cut(text, TEXT_MAX), tuple(candidates), pools)
 
 
 @dataclass(frozen=True)
@@ -224,7 +227,7 @@ def _expanded(case: _Case, interface: str, lists: PoolLists, clean_gateway: bool
 def _nothing_named(case: _Case, source: str) -> str:
     text = f"{NO_POOL_AVAILABLE}, the {source} names no IPPool of an enabled family for {case.call.interface}"
     of_pod = case.pod.annotations
-    if unknown := written.unknown_keys(of_pod.get(written.IPPOOLS, of_pod.get(written.IPPOOL, ""))):
+    if unknown := written.unknown_keys(of_pod.get(written.IPPOOLS, of_pod.get(written.IPPOOL, "[]"))):
         text += f" (it has unknown keys: {', '.join(unknown)})"
     return text
 
@@ -238,7 +241,8 @@ def _existing(definition: Definition, named: Named) -> tuple[Pool, ...]:
             raise _RefusedError(Reason.WRONG_INPUT, text)
         if name not in definition.by_name:
             text = f'failed to get original IPPool {name}: SpiderIPPool.spiderpool.spidernet.io "{name}" not found'
-            raise _RefusedError(Reason.NO_POOL, text, [Candidate(name, "not found")])
+            holders_stay = [definition.by_name[each] for each in named.pools if each in definition.by_name]
+            raise _RefusedError(Reason.NO_POOL, text, [Candidate(name, "not found")], holders_stay)
         seen.add(name)
     return tuple(definition.by_name[name] for name in named.pools)
 
@@ -253,7 +257,8 @@ def _refuse_filtered(judged: Sequence[tuple[Named, Verdicts]]) -> None:
     ]
     if texts:
         candidates = [each for _, verdicts in empty for each in _candidates(verdicts)]
-        raise _RefusedError(Reason.NO_POOL, f"{NO_POOL_AVAILABLE}, {_together(texts)}", candidates)
+        holders_stay = [pool for _, verdicts in judged for pool, _ in verdicts]
+        raise _RefusedError(Reason.NO_POOL, f"{NO_POOL_AVAILABLE}, {_together(texts)}", candidates, holders_stay)
 
 
 def _candidates(verdicts: Verdicts) -> list[Candidate]:

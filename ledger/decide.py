@@ -314,7 +314,7 @@ class _Draft:
 
     def _stay(self, claim: Claim, own: Address, request: Refuse) -> Grant:
         if (own.container, own.node) != (request.binding.container, request.binding.node):
-            if own.pool not in request.named:
+            if own.pool not in request.refusal.named:
                 raise RefusedError(request.refusal)
             self._refuse_superseded(own, request.binding)
             self._change(own, EventType.REBOUND, "agent", "add", request.binding, request.subject)

@@ -91,14 +91,13 @@ class Refuse:
     """A refusal that was decided before the ledger was asked. It leaves its trace in the journal.
 
     But who holds an address keeps it, whatever became of the pools: its container gets the same answer, and a new
-    container speaks for it where the pools that hold it are among the `named`. The claim stands for both families.
+    container speaks for it where the address's pool is among the refusal's `named`. The claim stands for both families.
     """
 
     claim: Claim
     subject: Subject
     binding: Binding
     refusal: Refusal
-    named: frozenset[int] = frozenset()
 
 
 Request: TypeAlias = Acquire | Release | Free | Refuse
@@ -137,11 +136,15 @@ class Granted:
 
 @dataclass(frozen=True)
 class Refusal:
-    """Nothing was given. `text` is for people and keeps what they search for."""
+    """Nothing was given. `text` is for people and keeps what they search for.
+
+    `named` are the pools that were named before any filter: whoever holds an address of one keeps it all the same.
+    """
 
     reason: Reason
     text: str
     candidates: tuple[Candidate, ...] = ()
+    named: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)

@@ -127,9 +127,7 @@ def allocations(engine: Engine, after: Ip | None = None, limit: int = LINES_MAX)
     return Allocations(tuple(lines), len(rows) > limit, settled)
 
 
-def events(
-    engine: Engine, limit: int = LINES_MAX, wanted: Filter | None = None, before: Mark | None = None
-) -> Events:
+def events(engine: Engine, limit: int = LINES_MAX, wanted: Filter | None = None, before: Mark | None = None) -> Events:
     """What has happened, newest first (before that)? Reads page by page, so it looks back as far as it must."""
     wanted, mark = wanted or Filter(), before or _END
     found: list[EventLine] = []
@@ -191,9 +189,7 @@ def _history_of(connection: Connection, names: Mapping[bytes, Subject], limit: i
 def _holding_lines(connection: Connection, holdings: Sequence[Holding]) -> list[HoldingLine]:
     names = _subjects_of(connection, [each.subject for each in holdings])
     pool_names = _pool_names(connection)
-    return [
-        HoldingLine(each, pool_names.get(each.pool or 0, ""), names.get(each.subject or b"")) for each in holdings
-    ]
+    return [HoldingLine(each, pool_names.get(each.pool or 0, ""), names.get(each.subject or b"")) for each in holdings]
 
 
 # Addresses, pools, events -----------------------------------------------------------------------
@@ -290,9 +286,7 @@ def _refusal_line(refused: Event, names: Mapping[bytes, Subject]) -> RefusalLine
     said = refused.details
     candidates = tuple(Candidate(pool, passed_over) for pool, passed_over in said["candidates"])
     subject = names.get(refused.subject or b"")
-    return RefusalLine(
-        refused.recorded_at, refused.interface or "", said["reason"], said["text"], candidates, subject
-    )
+    return RefusalLine(refused.recorded_at, refused.interface or "", said["reason"], said["text"], candidates, subject)
 
 
 def _when(line: RefusalLine | HoldingLine) -> int:

@@ -48,13 +48,15 @@ def drop(connection: Connection, name: str) -> bool:
 def as_json(table: Table, names: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     """Rows as `json_rows` and `insert_rows` take them: one object each, bytes in hexadecimal."""
     encode = [_ENCODE.get(type(table.c[name].type)) for name in names]
-    return json.dumps([
-        {
-            name: value if value is None or code is None else code(value)
-            for name, code, value in zip(names, encode, row, strict=True)
-        }
-        for row in rows
-    ])
+    return json.dumps(
+        [
+            {
+                name: value if value is None or code is None else code(value)
+                for name, code, value in zip(names, encode, row, strict=True)
+            }
+            for row in rows
+        ]
+    )
 
 
 _ENCODE: Final[Mapping[type, Callable[[Any], str]]] = {

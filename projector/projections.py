@@ -143,9 +143,7 @@ def _hold(image: Holding | None, key: Key, event: Event) -> Holding:
     assert event.step is not None
     if event.step <= image.last_step:
         return image
-    return image._replace(
-        last_step=event.step, subject=event.subject, container=event.container, node=event.node
-    )
+    return image._replace(last_step=event.step, subject=event.subject, container=event.container, node=event.node)
 
 
 OCCUPANCY: Final = Projection("occupancy", Occupancy._make, _pools, _occupy)

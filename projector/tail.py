@@ -65,9 +65,7 @@ class Tail:
     On SQLite `reader` may be a read-only engine, so that looking for events does not take the writer's connection.
     """
 
-    def __init__(
-        self, engine: Engine, projections: Sequence[Projection[Any]], *, reader: Engine | None = None
-    ) -> None:
+    def __init__(self, engine: Engine, projections: Sequence[Projection[Any]], *, reader: Engine | None = None) -> None:
         self._engine = engine
         self._reader = reader or engine
         # In one order, so that two tails wait for each other's checkpoints and never in a circle.
@@ -185,9 +183,7 @@ def rebuild(engine: Engine, name: str, *, reader: Engine | None = None) -> None:
         tail.step()
 
 
-def _advance(
-    connection: Connection, projection: Projection[Image], found: _Page, changed: Mapping[Key, Image]
-) -> None:
+def _advance(connection: Connection, projection: Projection[Image], found: _Page, changed: Mapping[Key, Image]) -> None:
     """Bring one projection to the end of the page, unless it is there."""
     if found.marks[projection.name] < found.end:
         # The checkpoint first: whoever else wants to move it waits here, and then finds it gone.

@@ -35,11 +35,16 @@ CONFIGURATION: Mapping[str, Any] = {
 
 @dataclass(frozen=True)
 class Answer:
-    """How a call of the plugin ended, and what it printed."""
+    """How a call of the plugin (or of the command line) ended, and what it printed."""
 
     status: int
     out: bytes
     err: bytes = b""
+
+    @property
+    def text(self) -> str:
+        """What it printed."""
+        return self.out.decode()
 
     @property
     def document(self) -> dict[str, Any]:
@@ -152,7 +157,7 @@ class RunningAgent:
         """Start it without waiting for anything."""
         assert self.process is None, "it runs already"
         cluster = ["--cluster", str(self.cluster)] if self.cluster else []
-        command = [*COMMAND, "agent", "--socket", str(self.socket), *cluster, *self.arguments]
+        command = [*COMMAND, "agent", *cluster, *self.arguments]
         with self._log_path.open("ab") as log:
             self.process = subprocess.Popen(
                 command, env=self._environment(), stdin=subprocess.DEVNULL, stdout=log, stderr=log
@@ -195,8 +200,19 @@ class RunningAgent:
         self.process = None
         return status
 
+    # Questions -------------------------------------------------------------------------------
+
+    def ask(self, *words: str) -> Answer:
+        """What the command line answers on the same ledger, as an operator beside the agent uses it."""
+        done = subprocess.run(
+            [*COMMAND, *words], env=self._environment(), stdin=subprocess.DEVNULL, capture_output=True,
+            timeout=CALL_SECONDS_MAX, check=False,
+        )  # fmt: skip
+        return Answer(done.returncode, done.stdout, done.stderr)
+
     def _environment(self) -> dict[str, str]:
         said = {"SPIDERLEDGER_STATE": str(self.state), "PYTHONPATH": str(ROOT), **self.environment}
+        said["SPIDERLEDGER_SOCKET"] = str(self.socket)
         inherited = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
         return {**inherited, **({"SPIDERLEDGER_DATABASE": self.database} if self.database else {}), **said}
 

@@ -141,7 +141,7 @@ class Past:
             "kind": "SpiderIPPool",
             "metadata": {"name": name, "uid": uid},
             "spec": {
-                "ipVersion": version, "subnet": f"{first}/{24 if version == 4 else 64}", "ips": [f"{first}-{last}"],
+                "ipVersion": version, "subnet": f"{first}/{16 if version == 4 else 64}", "ips": [f"{first}-{last}"],
                 "excludeIPs": [text(ip) for ip in sorted(new.excluded)],
             },
         }  # fmt: skip
@@ -301,10 +301,10 @@ class Past:
 
     # A life ----------------------------------------------------------------------------------
 
-    def live(self, acts: int) -> None:
-        """A random history, a few acts a transaction."""
+    def live(self, acts: int, alone: float = 0.6) -> None:
+        """A random history. How likely is an act to begin a transaction?"""
         for _ in range(acts):
-            if self.random.random() < 0.6:
+            if self.random.random() < alone:
                 self.commit()
             held = [ip for ip, row in self.rows.items() if row.held]
             acts_ = ("allocate", "allocate", "allocate", "rebind", "unbind", "release", "release", "move", "refuse")
@@ -445,9 +445,13 @@ def salt_of(engine: Engine) -> bytes:
 def store(engine: Engine, past: Past, events: Sequence[Event] | None = None) -> list[Event]:
     """All of it in one transaction; with other events, these. Answers the journal as it stands."""
     journal = past.events() if events is None else list(events)
+    transactions = sorted({event.tx for event in journal})
     with engine.begin() as connection:
-        for tx in sorted({event.tx for event in journal}):
-            write(connection, events=[event for event in journal if event.tx == tx])
+        for number, tx in enumerate(transactions, 1):
+            # On PostgreSQL they must have numbers that the server has used already.
+            said = tx if engine.dialect.name == "sqlite" else 1 << EPOCH_SHIFT | number
+            write(connection, events=[sealed(event._replace(tx=said)) for event in journal if event.tx == tx])
+        assert connection.execute(select(dialects.fence())).scalar_one() > said
         write(connection, events=(), rows=list(past.rows.values()), subjects=past.subjects)
         _define(connection, past)
         _put(connection, tables.object_uid, past.objects.values())

@@ -254,7 +254,7 @@ def test_a_history_remains_when_names_are_removed(past: Past) -> None:
 def test_an_answer_says_up_to_which_event_it_holds(past: Past) -> None:
     for state in howsoever_projected(past.journal.engine):
         last = answers.events(past.engine, limit=1).lines[0].event
-        asked = [
+        asked: list[Any] = [
             answers.who_held(past.engine, address(1)), answers.history_of_ip(past.engine, address(1)),
             answers.history_of_pod(past.engine, "default", "web-0"), answers.explain(past.engine, "default", "web-0"),
             answers.pools(past.engine), answers.allocations(past.engine), answers.events(past.engine),

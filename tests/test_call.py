@@ -177,8 +177,8 @@ def test_a_foreign_version_is_refused_and_echoed_where_it_is_one(version: str | 
     [
         ("ADD", {"cniVersion": 1}, "cniVersion", "1"),
         ("ADD", {"name": ["blue"]}, "name", '["blue"]'),
-        ("ADD", {"name": None}, "name", '""'),
-        ("ADD", {"name": "-blue"}, "name", '"-blue"'),
+        ("ADD", {"name": None}, "name: is missing", '""'),
+        ("ADD", {"name": "-blue"}, "name: is no network name", '"-blue"'),
         ("ADD", {"name": "b" * (NAME_MAX + 1)}, "name", "bbb"),
         ("ADD", {"ipam": "spiderpool"}, "ipam", '"spiderpool"'),
         ("ADD", {"ipam": {"type": 1}}, "ipam.type", "1"),

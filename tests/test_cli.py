@@ -10,7 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -21,6 +21,8 @@ import pytest
 import yaml
 from sqlalchemy import Engine, create_engine, select, text
 
+from ledger.addresses import parse
+from ledger.claims import Subject
 from ledger.commands import printable
 from ledger.database import database_url
 from ledger.events import EventType
@@ -28,14 +30,22 @@ from ledger.requests import Candidate
 from ledger.store import Ledger
 from ledger.tables import checkpoint
 from ledger.writer import WriterLock
-from projector.printing import Table, laid_out, moment, rfc3339
-from tests.acts import Pod, a_pool, a_reservation, add, define, delete, given, journal, one, until
+from projector import checkpoints
+from projector.lines import HoldingLine
+from projector.present import AsOf
+from projector.printing import Table, history_table, laid_out, moment, rfc3339, up_to
+from projector.projections import Holding
+from tests.acts import Pod, a_pool, a_reservation, add, define, delete, given, journal, one, pods, until
 from tests.conftest import Database
 from tests.postgresql import Server
 
 ROOT = Path(__file__).parent.parent
 COMMAND = (sys.executable, "-m", "spiderledger")
-AS_INSTALLED = (sys.executable, "-c", "import sys; sys.argv[0] = 'spiderledger'; import spiderledger; spiderledger.main()")
+AS_INSTALLED = (
+    sys.executable,
+    "-c",
+    "import sys; sys.argv[0] = 'spiderledger'; import spiderledger; spiderledger.main()",
+)
 RUN_SECONDS_MAX = 120
 TIME = re.compile(r"[0-9-]{10}T[0-9:]{8}(?:\.[0-9]{6})?Z")
 SECOND = "T..................Z"
@@ -227,12 +237,10 @@ def test_events_are_printed_newest_first(database: Database, run: CommandLine) -
 
 @pytest.mark.parametrize(("filters", "expected"), [
     (("--pod", "gone"), ["address.released", "address.allocated"]),
-    (("--pod", "default/gone", "--type", "address.released"), ["address.released"]),
-    (("--ip", "10.7.168.60"), ["address.allocated"]),
-    (("--pool", "test-ippool-7"), ["address.allocated", "pool.defined"]),
-    (("--node", "controller-node-1"), ["address.allocated"]),
+    (("--pool", "test-ippool-7", "--ip", "10.7.168.60", "--node", "worker-node-1"), ["address.allocated"]),
     (("--until", "-1h"), []),
-    (("--since", "-1h", "--type", "ledger.opened"), ["ledger.opened"]),
+    (("--since", "-1h", "--type", "ledger.opened", "--type", "reservation.defined"),
+     ["reservation.defined", "ledger.opened"]),
 ], ids=" ".join)  # fmt: skip
 def test_events_are_filtered(sqlite: Database, tmp_path: Path, filters: tuple[str, ...], expected: list[str]) -> None:
     fill(sqlite)
@@ -254,6 +262,15 @@ def test_nothing_to_get_is_said_on_stderr_and_is_no_failure(database: Database, 
     for what in ("pools", "allocations"):
         shown = run("get", what)
         assert (shown.code, shown.out, shown.err) == (0, "", "No resources found.\n")
+
+
+def test_every_allocation_is_printed_however_many_there_are(sqlite: Database, tmp_path: Path) -> None:
+    with writer(sqlite) as ledger:
+        definition = define(ledger, a_pool("big", "10.1.0.1-10.1.8.0"))
+        ledger.act([add(definition, pod) for pod in pods(1_001)])
+    found = CommandLine(sqlite.url, tmp_path)("get", "allocations", "-o", "json").document["items"]
+    assert len({each["name"] for each in found}) == len(found) == 1_001
+    assert all(TIME.fullmatch(each["since"]) for each in found)
 
 
 # The audit --------------------------------------------------------------------------------------
@@ -280,13 +297,8 @@ def test_who_held_says_what_an_address_was(database: Database, run: CommandLine)
 
 def _of_address(database: Database, *ips: str) -> list[Any]:
     """The events of these addresses, oldest first."""
-    wanted = {f"4:{ip}" for ip in ips}
-    found = [event for event in journal(database.engine()) if event.ip is not None and f"4:{_ip(event.ip)}" in wanted]
+    found = [event for event in journal(database.engine()) if event.ip in map(parse, ips)]
     return sorted(found, key=lambda event: event.recorded_at)
-
-
-def _ip(ip: int) -> str:
-    return socket.inet_ntoa((ip & 0xFFFF_FFFF).to_bytes(4, "big"))
 
 
 def test_who_held_says_up_to_which_event_and_time_it_holds(database: Database, run: CommandLine) -> None:
@@ -304,8 +316,6 @@ def test_who_held_says_up_to_which_event_and_time_it_holds(database: Database, r
 
 @pytest.mark.parametrize(("at", "why"), [
     ("2026-03-31T14:03:00", "is not a time with its zone"),
-    ("yesterday", "is not a time with its zone"),
-    ("2026-02-30T14:03:00Z", "day is out of range for month"),
     ("2999-01-01T00:00:00Z", "lies in the future"),
 ])  # fmt: skip
 def test_who_held_takes_no_time_that_can_be_misunderstood(sqlite: Database, tmp_path: Path, at: str, why: str) -> None:
@@ -316,6 +326,7 @@ def test_who_held_takes_no_time_that_can_be_misunderstood(sqlite: Database, tmp_
 
 
 NOW = datetime(2026, 3, 31, 14, 3, tzinfo=UTC)
+NOW_US = 1_774_965_780_000_000
 
 
 @pytest.mark.parametrize(("said", "meant"), [
@@ -333,24 +344,46 @@ NOW = datetime(2026, 3, 31, 14, 3, tzinfo=UTC)
     ("2026-03-31T14:03:60Z", None), ("2026-03-31T25:03:00Z", None), ("2026-03-31T14:03:00+0200", None),
 ])  # fmt: skip
 def test_a_time_is_rfc_3339_with_a_zone_or_so_long_ago(said: str, meant: datetime | None) -> None:
-    epoch = datetime(1970, 1, 1, tzinfo=UTC)
-    now = (NOW - epoch) // timedelta(microseconds=1)
     if meant is None:
         with pytest.raises(ValueError, match="RFC 3339"):
-            moment(said, now)
+            moment(said, NOW_US)
     else:
-        assert moment(said, now) == (meant - epoch) // timedelta(microseconds=1)
+        assert moment(said, NOW_US) == NOW_US + (meant - NOW) // timedelta(microseconds=1)
 
 
 @pytest.mark.parametrize(("at", "exact", "expected"), [
-    (1_774_965_780_000_000, True, "2026-03-31T14:03:00.000000Z"),
-    (1_774_965_780_999_999, False, "2026-03-31T14:03:00Z"),
+    (NOW_US, True, "2026-03-31T14:03:00.000000Z"),
+    (NOW_US + 999_999, False, "2026-03-31T14:03:00Z"),
     (2**62, True, "9999-12-31T23:59:59.999999Z"),
     (-(2**62), True, "0001-01-01T00:00:00.000000Z"),
     (None, True, ""),
 ])  # fmt: skip
 def test_a_time_is_written_in_utc(at: int | None, exact: bool, expected: str) -> None:
     assert rfc3339(at, exact=exact) == expected
+
+
+@pytest.mark.parametrize(("as_of", "sentence"), [
+    (AsOf(5, 7, NOW_US, NOW_US + 1), "Complete up to event 5/7, recorded at 2026-03-31T14:03:00.000000Z; "
+     "read at 2026-03-31T14:03:00.000001Z."),
+    (AsOf(5, 7, NOW_US, NOW_US + 1, complete=False), "Complete up to event 5/7, recorded at "
+     "2026-03-31T14:03:00.000000Z; the projections are too far behind for what came later, until "
+     "2026-03-31T14:03:00.000001Z."),
+    (AsOf(0, 0, None, NOW_US), "The journal has no event yet; read at 2026-03-31T14:03:00.000000Z."),
+])  # fmt: skip
+def test_an_answer_says_how_far_it_holds(as_of: AsOf, sentence: str) -> None:
+    assert up_to(as_of) == sentence
+
+
+@pytest.mark.parametrize(("cited", "subject", "shown"), [
+    (b"1", Subject("", "default", "web-0", "u1"), "default/web-0"),
+    (b"1", None, "<removed>"),
+    (None, None, "<none>"),
+])  # fmt: skip
+def test_names_that_were_removed_are_no_names_that_never_were(
+    cited: bytes | None, subject: Subject | None, shown: str
+) -> None:
+    line = HoldingLine(Holding(parse("10.6.168.60"), 1, subject=cited), "p", subject)
+    assert history_table([line], wide=False).rows[0][1] == shown
 
 
 def test_history_is_told_of_an_address_and_of_a_pod(database: Database, run: CommandLine) -> None:
@@ -384,11 +417,13 @@ def test_explain_tells_each_pool_that_was_looked_at(database: Database, run: Com
 
 
 @pytest.mark.parametrize("words", [
-    ("history", "a/b/c"), ("history", ""), ("explain", "default/"), ("who-held", "web-0"), ("who-held", "10.6.168.60/x"),
-    ("get", "events", "--type", "address.painted"), ("get", "events", "--before", "7"), ("get", "events", "--pod", "/"),
-    ("get", "pools", "-o", "xml"), ("allocate", "web-0", "--pool", "p"), ("forget",),
+    ("history", "a/b/c"), ("explain", "default/"), ("who-held", "10.6.168.60/x"),
+    ("get", "events", "--type", "address.painted"), ("get", "events", "--before", "7"),
+    ("get", "pools", "-o", "xml"), ("allocate", "web-0", "--pool", "p"),
 ], ids=" ".join)  # fmt: skip
-def test_what_is_not_understood_is_said_and_ends_with_2(sqlite: Database, tmp_path: Path, words: tuple[str, ...]) -> None:
+def test_what_is_not_understood_is_said_and_ends_with_2(
+    sqlite: Database, tmp_path: Path, words: tuple[str, ...]
+) -> None:
     answer = CommandLine(sqlite.url, tmp_path)(*words)
     assert (answer.code, answer.out) == (2, "")
     assert answer.err
@@ -514,6 +549,15 @@ def test_verify_names_each_fault_and_ends_with_1(database: Database, run: Comman
     assert answer.err.startswith("spiderledger: faults: 1 in 9 events")
 
 
+def test_verify_is_no_yes_while_a_projection_is_being_rebuilt(database: Database, run: CommandLine) -> None:
+    fill(database)
+    with database.engine().begin() as connection:
+        checkpoints.reset(connection, "holding")
+    answer = run("verify")
+    assert (answer.code, answer.out) == (2, "")
+    assert "not judged: " in answer.err
+
+
 def _execute(engine: Engine, statement: str) -> None:
     with engine.begin() as connection:
         connection.execute(text(statement))
@@ -560,6 +604,15 @@ def test_a_database_that_is_away_is_one_line_without_its_password(tmp_path: Path
     assert "s3cret" not in answer.err
 
 
+def test_a_role_without_rights_is_told_so(postgresql: Database, tmp_path: Path) -> None:
+    engine = postgresql.engine()
+    _execute(engine, "CREATE ROLE stranger LOGIN")
+    answer = CommandLine(postgresql.url.replace("owner@", "stranger@"), tmp_path)("get", "pools")
+    _execute(engine, "DROP ROLE stranger")
+    assert (answer.code, answer.out, answer.err.count("\n")) == (2, "", 1)
+    assert "permission denied" in answer.err
+
+
 def test_a_file_that_is_no_ledger_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "letter").write_text("Dear Ada, this is no database at all.")
     answer = CommandLine(str(tmp_path / "letter"), tmp_path)("get", "pools")
@@ -581,7 +634,7 @@ def test_the_projector_follows_until_it_is_told_to_stop(database: Database, run:
         process.send_signal(signal.SIGTERM)
         _, err = process.communicate(timeout=RUN_SECONDS_MAX)
     last = journal(engine)[-1]
-    assert (process.returncode, _checkpoints(engine)) == (0, {(last.tx, last.position)} and [(last.tx, last.position)] * 2), err
+    assert (process.returncode, _checkpoints(engine)) == (0, [(last.tx, last.position)] * 2), err
 
 
 def _checkpoints(engine: Engine) -> list[tuple[int, int]]:
@@ -670,6 +723,3 @@ def _on_a_terminal(command: Sequence[str], environment: Mapping[str, str]) -> st
     finally:
         os.close(ours)
         os.close(theirs)
-
-
-Question = Callable[[], Outcome]

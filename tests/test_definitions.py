@@ -13,7 +13,7 @@ from ledger.admission import AdmissionRefused
 from ledger.definition import State
 from ledger.definitions import StillHeldError
 from ledger.redefine import ClosePool, RetirePool, RetireReservation
-from ledger.requests import Done, Granted, Request
+from ledger.requests import Done, Granted, Refusal, Request
 from ledger.resources import SpiderIPPool
 from ledger.store import Ledger, Settings
 from tests.acts import (
@@ -32,7 +32,6 @@ from tests.acts import (
     journal,
     one,
     pods,
-    reason,
     row,
     shown,
     story,
@@ -145,16 +144,24 @@ def test_what_an_edit_takes_away_is_not_handed_out_and_what_it_brings_is(ledger:
     check(engine)
 
 
-def test_a_claim_does_not_get_a_withheld_last_address_back(ledger: Ledger, engine: Engine) -> None:
+@pytest.mark.parametrize("change, why", [
+    (edited(exclude_ips=("10.1.0.1",)), "10.1.0.1 is in none of the IPPools of this request"),
+    (a_reservation("r", "10.1.0.1"), "10.1.0.1 is withheld"),
+])  # fmt: skip
+def test_a_claim_does_not_get_a_withheld_last_address_back(
+    ledger: Ledger, engine: Engine, change: Any, why: str
+) -> None:
     define(ledger, POOL)
     pod = Pod()
     ip = given(ledger, pod)
     one(ledger, delete(pod))
-    define(ledger, edited(exclude_ips=(ip,)))
+    define(ledger, change)
     exactly = acquire(ledger.definition(), pod.new("c2"), want(pod.claim(), 1, address=ip, exact=True))
-    assert reason(one(ledger, exactly)) == "address-taken" or not row(engine, ip).held
+    refused = one(ledger, exactly)
+    assert isinstance(refused, Refusal)
+    assert refused.text == why
     assert given(ledger, pod.new("c3")) == "10.1.0.2"
-    assert row(engine, ip).claim is None
+    assert story(engine, ip) == ["allocated", "released", "withheld", "forgotten"]
     check(engine)
 
 
@@ -245,9 +252,7 @@ def test_a_closed_pool_opens_again_with_all_it_had(ledger: Ledger, engine: Engin
 
 
 @pytest.mark.parametrize("closed_before", [True, False])
-def test_a_pool_is_retired_only_when_nobody_holds_anything(
-    ledger: Ledger, engine: Engine, closed_before: bool
-) -> None:
+def test_a_pool_is_retired_only_when_nobody_holds_anything(ledger: Ledger, engine: Engine, closed_before: bool) -> None:
     define(ledger, POOL, *([close("a")] if closed_before else []))
     if closed_before:
         define(ledger, POOL)

@@ -111,7 +111,9 @@ def test_the_first_source_that_speaks_is_the_only_one() -> None:
         pytest.param({keys.IPPOOL: NONE}, "Pod annotation 'ipam.spidernet.io/ippool' names no IPPool", id="presence"),
         pytest.param({keys.IPPOOL: {"ipv4": []}}, "names no IPPool", id="empty-list"),
         pytest.param({keys.IPPOOL: {"ipv4": ["no-*"]}}, "names no IPPool", id="nothing-matches"),
-        pytest.param({keys.IPPOOL: {"ipv44": ["by-ippool"]}}, "(it has unknown keys: ipv44)", id="A00003-misspelled"),
+        pytest.param(
+            {keys.IPPOOL: {"ipv4": [], "ipv44": ["by-ippool"]}}, "(it has unknown keys: ipv44)", id="A00003-misspelled"
+        ),
         pytest.param({keys.IPPOOLS: [{"IPv4s": ["a"]}]}, "(it has unknown keys: IPv4s)", id="A00003-in-ippools"),
         pytest.param({keys.IPPOOL: {"ipv4": ["by-ippool", "gone"]}}, "failed to get original IPPool gone", id="one"),
     ],
