@@ -161,6 +161,20 @@ def _number_for(connection: Connection, change: Change) -> int:
 
 
 def _lock_extents(connection: Connection, pools: Sequence[int]) -> dict[int, list[Extent]]:
+    """Every extent of these pools, locked. Waits for batches that have them.
+
+    A batch that was waited for may have split what it had: so until no more are found.
+    """
+    locked = _find_extents(connection, pools)
+    for _ in range(READ_TRIES):
+        found = _find_extents(connection, pools)
+        if sum(map(len, found.values())) == sum(map(len, locked.values())):
+            return found
+        locked = found
+    raise TimeoutError(f"the extents changed during each of {READ_TRIES} reads")
+
+
+def _find_extents(connection: Connection, pools: Sequence[int]) -> dict[int, list[Extent]]:
     wanted = extent.c.pool.in_(bindparam("pools", expanding=True))
     cells = (extent.c.pool, extent.c.high, extent.c.low)
     query = select(*cells).where(wanted).order_by(extent.c.pool, extent.c.high).with_for_update()

@@ -11,7 +11,7 @@ import json
 from collections import defaultdict
 from collections.abc import Sequence
 from functools import cache
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from sqlalchemy import (
     BigInteger,
@@ -19,7 +19,6 @@ from sqlalchemy import (
     Connection,
     FromClause,
     Integer,
-    Row,
     Select,
     Text,
     bindparam,
@@ -37,7 +36,7 @@ from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.sql.expression import CTE, CompoundSelect
 
 from ledger import dialects
-from ledger.addresses import key
+from ledger.addresses import Ip, from_key, key
 from ledger.images import Address, Demand, Extent, Head, Images, Plan
 from ledger.tables import IpKey, address, event, extent, idle, ledger
 
@@ -52,7 +51,7 @@ def read(connection: Connection, plan: Plan, witness: tuple[int, int] | None) ->
     """What the plan names, locked where others have not locked it, and the ledger's row."""
     size = _rounded_up(len(plan.demands))
     statement = _statement(connection.dialect.name, size, bool(plan.asked))
-    rows = connection.execute(statement, _parameters(plan, size, witness)).all()
+    rows = [_Row._make(row) for row in dialects.run(connection, statement, _parameters(plan, size, witness)).fetchall()]
     return _images(rows, [demand.pool for demand in plan.demands])
 
 
@@ -191,35 +190,74 @@ def _head() -> Select[Any]:
 # What came back ---------------------------------------------------------------------------------
 
 
-def _images(rows: Sequence[Row[Any]], pools: Sequence[int]) -> Images:
-    by_kind: defaultdict[str, list[Any]] = defaultdict(list)
+class _Row(NamedTuple):
+    """What the driver gives: the cells of an address between what kind of row it is and an extent's end."""
+
+    kind: str
+    slot: int
+    ip: bytes
+    pool: int
+    held: Any
+    withheld: Any
+    ready: int
+    step: int
+    at: int
+    holding: Any
+    claim: Any
+    subject: Any
+    container: Any
+    network: Any
+    netns: Any
+    node: Any
+    stamp: Any
+    bound_at: Any
+    result: Any
+    high: bytes
+
+
+def _images(rows: Sequence[_Row], pools: Sequence[int]) -> Images:
+    by_kind: defaultdict[str, list[_Row]] = defaultdict(list)
     for row in rows:
-        by_kind[row[0]].append(row)
+        by_kind[row.kind].append(row)
     idle_rows: dict[int, list[Address]] = {pool: [] for pool in pools}
-    extents: dict[int, dict[Any, Extent]] = {pool: {} for pool in pools}
+    extents: dict[int, dict[Ip, Extent]] = {pool: {} for pool in pools}
     for row in by_kind["idle"]:
         idle_rows[row.pool].append(_address(row))
     for row in (*by_kind["extent"], *by_kind["asked_extent"]):
-        extents.setdefault(row.pool, {})[row.high] = Extent(row.pool, row.high, row.ip)
+        high = from_key(row.high)
+        extents.setdefault(row.pool, {})[high] = Extent(row.pool, high, from_key(row.ip))
     return Images(
         head=_read_head(by_kind["head"][0]),
-        own=tuple({row.ip: _address(row) for row in by_kind["own"]}.values()),
-        seen=tuple({row.ip: _address(row) for row in by_kind["seen"]}.values()),
+        own=_addresses(by_kind["own"]),
+        seen=_addresses(by_kind["seen"]),
         idle=idle_rows,
         extents={pool: tuple(found.values()) for pool, found in extents.items()},
-        asked={row.ip: _address(row) for row in by_kind["asked"]},
-        seen_asked={row.ip: _address(row) for row in by_kind["seen_asked"]},
-        seen_fresh=frozenset(row.ip for row in by_kind["seen_fresh"]),
+        asked={row.ip: row for row in _addresses(by_kind["asked"])},
+        seen_asked={row.ip: row for row in _addresses(by_kind["seen_asked"])},
+        seen_fresh=frozenset(from_key(row.ip) for row in by_kind["seen_fresh"]),
         left=frozenset(pools[row.slot] for row in by_kind["left"] if row.held and row.slot < len(pools)),
     )
 
 
-def _address(row: Row[Any]) -> Address:
-    found = Address._make(row[2:19])
-    return found if found.subject is None else found._replace(subject=bytes(found.subject))
+def _addresses(rows: Sequence[_Row]) -> tuple[Address, ...]:
+    """Each address once, however many spans it lies in."""
+    return tuple({row.ip: _address(row) for row in rows}.values())
 
 
-def _read_head(row: Row[Any]) -> Head:
+def _address(row: _Row) -> Address:
+    """The driver's values as ours: SQLite has no booleans, PostgreSQL's bytes may come as a view."""
+    return Address(
+        from_key(row.ip),
+        row.pool,
+        bool(row.held),
+        bool(row.withheld),
+        *row[6:11],
+        None if row.subject is None else bytes(row.subject),
+        *row[12:19],
+    )
+
+
+def _read_head(row: _Row) -> Head:
     return Head(
         tx=row.at,
         now=row.ready,
@@ -232,5 +270,3 @@ def _read_head(row: Row[Any]) -> Head:
         fenced=row.netns,
         witnessed=bool(row.held),
     )
-
-

@@ -6,6 +6,7 @@ file. `act` is called by one thread at a time (the one that commits); the other 
 
 from __future__ import annotations
 
+import sqlite3
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -349,7 +350,7 @@ class Ledger:
         """Driver errors in the ledger's own words."""
         try:
             return work()
-        except (DBAPIError, psycopg.Error) as error:  # What a pipeline meets at its end does not pass SQLAlchemy.
+        except (DBAPIError, psycopg.Error, sqlite3.Error) as error:  # The hot path's errors are the driver's own.
             if waiting.contended(error):
                 raise _ContendedError(waiting.first_line(error)) from error
             if waiting.away(error) or getattr(error, "connection_invalidated", False):

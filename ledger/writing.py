@@ -34,13 +34,13 @@ def write(
     documents = [{"id": id_.hex(), "document": document} for id_, document in (subjects or {}).items()]
     with dialects.flight(connection):
         if documents:
-            connection.execute(statements["subject"], {"rows": json.dumps(documents)})
+            dialects.run(connection, statements["subject"], {"rows": json.dumps(documents)})
         if extents:
-            connection.execute(statements["extent"], {"rows": as_json(extents)})
+            dialects.run(connection, statements["extent"], {"rows": as_json(extents)})
         if rows:
-            connection.execute(statements["address"], {"rows": as_json(rows)})
+            dialects.run(connection, statements["address"], {"rows": as_json(rows)})
         if events:
-            connection.execute(statements["event"], {"rows": as_json(events)})
+            dialects.run(connection, statements["event"], {"rows": as_json(events)})
 
 
 @cache

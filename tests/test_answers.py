@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from random import Random
 from typing import Any
 
@@ -12,6 +14,7 @@ from sqlalchemy import Connection, Engine, text, update
 
 from ledger import tables
 from ledger.addresses import Ip, parse
+from ledger.database import open_engine
 from ledger.events import EventType
 from ledger.requests import Candidate
 from projector import answers, checkpoints
@@ -303,6 +306,34 @@ def test_an_answer_that_cannot_fold_all_events_says_how_far_it_came(
     assert (now.standing, now.line.pool, now.line.holding.held_from) == (HELD, "pool-1", None)
     monkeypatch.setattr("projector.present.EVENTS_FOLDED_MAX", past.journal.events)
     assert answers.who_held(past.engine, address(1)).as_of.complete
+
+
+def test_an_answer_is_of_one_moment_while_a_projector_runs(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("projector.tail.PAGE_EVENTS", 2)
+    monkeypatch.setattr("projector.tail.POLL_FASTEST", 0.0)
+    journal = started(database.engine(), pools=1)
+    with journal.transaction() as writing:
+        for _ in range(600):
+            writing.refuse(pod("late"), [1])
+    stop, reader = threading.Event(), database.engine(writes=False)
+    tail = Tail(journal.engine, PROJECTIONS, reader=database.engine(writes=False))
+    with ThreadPoolExecutor(1) as threads:
+        running = threads.submit(tail.run, stop)
+        counted = [answers.pools(reader).lines[0].refused for _ in range(60)]
+        stop.set()
+    assert (set(counted), running.exception()) == ({600}, None)
+
+
+def test_an_answer_needs_no_more_than_the_readers_role(postgresql: Database) -> None:
+    past = Past(postgresql)
+    granted = open_engine(postgresql.url + "&options=-c%20role%3Dspiderledger_reader")
+    for engine in (granted, past.engine):
+        assert answers.who_held(engine, address(1)).standing is HELD
+        assert len(answers.explain(engine, "default", "web-0").lines) == 1
+        assert len(answers.pools(engine).lines) == 2
+        assert len(answers.allocations(engine).lines) == 3
+        assert len(answers.events(engine).lines) == past.journal.events
+    granted.dispose()
 
 
 # Pools, allocations, refusals, events -----------------------------------------------------------

@@ -557,6 +557,22 @@ def test_a_file_that_is_replaced_while_it_is_read_is_read_again(tmp_path: Path) 
     assert not folder.refresh()
 
 
+def test_a_file_that_is_moved_away_and_back_while_the_folder_is_listed_has_not_left(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text(pod("a"))
+    folder = read(tmp_path)
+    changed(tmp_path, seconds_from_now=-5)
+
+    def away(path: Path) -> None:
+        (path / "a.yaml").rename(path / "away")
+
+    def back(path: Path) -> None:
+        (path / "away").rename(path / "a.yaml")
+
+    with just_before_reading(tmp_path, away, back):
+        assert folder.refresh() == Changes()
+    assert folder.pod("default", "a") is not None
+
+
 def test_a_file_that_vanishes_while_it_is_read_has_left(tmp_path: Path) -> None:
     path = tmp_path / "a.yaml"
     path.write_text(pod("a"))

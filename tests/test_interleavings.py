@@ -253,6 +253,7 @@ def test_a_batch_does_not_pass_over_what_an_old_snapshot_keeps_in_the_index(
             users = pods(50, f"turn-{turn}")
             ask(ledger, *(add(definition, pod) for pod in users))
             ask(ledger, *(delete(pod) for pod in users))
+        ask(ledger, add(definition, Pod()))
         statement, parameters = sent[-1]
         bounded, unbounded = (pages(engine, statement, each) for each in (parameters, {**parameters, "since_0": 0}))
     assert bounded * 2 < unbounded, (bounded, unbounded)

@@ -18,7 +18,6 @@ from tests.conftest import Database
 UIDS = "5b1c6a54-0c0e-4f5e-9d0b-6a3f1a6f000"
 SIX = Sandbox("sandbox-6", pod="test-app-j9ftl", uid=f"{UIDS}1")
 SEVEN = Sandbox("sandbox-7", pod="test-app-nkq5h", uid=f"{UIDS}2")
-NODE_OF = {SIX: "controller-node-1", SEVEN: "worker-node-1"}
 TIME = r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]{6})?Z"
 BOTH_HELD = """\
 NAME            VERSION   SUBNET        ALLOCATED-IP-COUNT   TOTAL-IP-COUNT   DEFAULT   DISABLE

@@ -25,7 +25,7 @@ from ledger.schema import migrate
 from projector.checkpoints import AnotherProjectorError
 from projector.lag import LAG_WARNING_US
 from projector.projections import HOLDING, OCCUPANCY, PROJECTIONS, Key, Occupancy
-from projector.tail import Tail
+from projector.tail import Tail, rebuild
 from tests.conftest import Database
 from tests.journals import Journal, pod, projected, started
 from tests.postgresql import Server
@@ -228,6 +228,18 @@ def test_writers_that_commit_out_of_order_are_neither_skipped_nor_counted_twice(
         for pool, row in each.occupancy.items():
             counts = {"allocated": row["allocated"], "refused": row["refused"]}
             assert occupancy[pool] == first.occupancy[pool] | counts
+
+
+def test_a_tail_needs_no_more_than_the_agents_role(postgresql: Database) -> None:
+    journal = started(postgresql.engine(), seed=8)
+    journal.write(40)
+    granted = open_engine(postgresql.url + "&options=-c%20role%3Dspiderledger_agent")
+    tail = Tail(granted, PROJECTIONS)
+    assert tail.lag() is not None
+    assert caught_up(tail) == journal.events
+    rebuild(granted, "holding")
+    granted.dispose()
+    assert projected(journal.engine) == (journal.holdings, journal.occupancy)
 
 
 # Another projector ------------------------------------------------------------------------------
