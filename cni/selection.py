@@ -29,9 +29,6 @@ TEXT_MAX = 4096
 """Of a refusal, in characters: annotations may be long, and the journal keeps the text for ever."""
 VALUE_MAX = 253
 NO_POOL_AVAILABLE = "no IPPool available"
-NO_AUTO_POOLS = (
-    f"it's invalid to use '{written.SUBNETS}' or '{written.SUBNET}' annotation when Auto-Pool feature is disabled"
-)
 
 
 @dataclass(frozen=True)
@@ -52,8 +49,7 @@ class Named(NamedTuple):
     clean_gateway: bool
 
 
-Verdicts: TypeAlias = Sequence[tuple[Pool, str]]
-"""Each named pool, and why it is passed over ("" where it is not)."""
+Verdicts: TypeAlias = Sequence[tuple[Pool, str]]  # Each named pool, and why it is passed over ("" where it is not).
 
 
 def select(call: CniCall, facts: Facts, definition: Definition, settings: Settings) -> Selection | Refusal:
@@ -76,8 +72,7 @@ class _RefusedError(Exception):
         self, reason: Reason, text: str, candidates: Iterable[Candidate] = (), named: Iterable[Pool] = ()
     ) -> None:
         super().__init__(text)
-        pools = frozenset(pool.id for pool in named)
-        self.refusal = Refusal(reason, _cut(text, TEXT_MAX), tuple(candidates), pools)
+        self.refusal = Refusal(reason, _cut(text, TEXT_MAX), tuple(candidates), frozenset(pool.id for pool in named))
 
 
 @dataclass(frozen=True)
@@ -111,7 +106,7 @@ class _Case:
         named = tuple(each for each in named if each.pools and each.family in self.settings.families)
         if not any(each.interface == self.call.interface for each in named):
             raise _RefusedError(Reason.NO_POOL, _nothing_named(self, source))
-        pools = [_existing(self.definition, each) for each in named]
+        pools = _existing(self.definition, named)
         exact = self._exact(asked, named)
         judged = [
             (each, [(pool, _passed_over(self, each, pool)) for pool in found])
@@ -183,7 +178,8 @@ def _named(case: _Case) -> tuple[str, tuple[Named, ...]]:
     """What the first source that says anything names, for both families: sources are never mixed."""
     of_pod = case.pod.annotations
     if written.SUBNETS in of_pod or written.SUBNET in of_pod:
-        raise _RefusedError(Reason.WRONG_INPUT, NO_AUTO_POOLS)
+        text = f"it's invalid to use '{written.SUBNETS}' or '{written.SUBNET}' annotation when Auto-Pool feature is"
+        raise _RefusedError(Reason.WRONG_INPUT, f"{text} disabled")
     if written.IPPOOLS in of_pod:
         return f"Pod annotation '{written.IPPOOLS}'", _by_interface(case, of_pod[written.IPPOOLS])
     if written.IPPOOL in of_pod:
@@ -232,19 +228,21 @@ def _nothing_named(case: _Case, source: str) -> str:
     return text
 
 
-def _existing(definition: Definition, named: Named) -> tuple[Pool, ...]:
+def _existing(definition: Definition, named: Sequence[Named]) -> list[tuple[Pool, ...]]:
     """The named pools. One that is missing or named twice fails all: nobody can tell what was meant."""
-    seen: set[str] = set()
-    for name in named.pools:
-        if name in seen:
-            text = f"wrong input, duplicate IPPool {name} specified for NIC {named.interface}"
-            raise _RefusedError(Reason.WRONG_INPUT, text)
-        if name not in definition.by_name:
-            text = f'failed to get original IPPool {name}: SpiderIPPool.spiderpool.spidernet.io "{name}" not found'
-            holders_stay = [definition.by_name[each] for each in named.pools if each in definition.by_name]
-            raise _RefusedError(Reason.NO_POOL, text, [Candidate(name, "not found")], holders_stay)
-        seen.add(name)
-    return tuple(definition.by_name[name] for name in named.pools)
+    known = definition.by_name
+    holders_stay = [known[name] for each in named for name in each.pools if name in known]
+    for each in named:
+        seen: set[str] = set()
+        for name in each.pools:
+            if name in seen:
+                text = f"wrong input, duplicate IPPool {name} specified for NIC {each.interface}"
+                raise _RefusedError(Reason.WRONG_INPUT, text, named=holders_stay)
+            if name not in known:
+                text = f'failed to get original IPPool {name}: SpiderIPPool.spiderpool.spidernet.io "{name}" not found'
+                raise _RefusedError(Reason.NO_POOL, text, [Candidate(name, "not found")], holders_stay)
+            seen.add(name)
+    return [tuple(known[name] for name in each.pools) for each in named]
 
 
 def _refuse_filtered(judged: Sequence[tuple[Named, Verdicts]]) -> None:
@@ -370,9 +368,8 @@ def _added_network(case: _Case, interface: str) -> str:
     for each in case.networks or ():
         if each.interface == interface:
             return f"{each.namespace}/{each.name}"
-    attachments = _cut(case.pod.annotations.get(written.NETWORKS, ""))
-    said = f"The multus network-attachments: {attachments}"
-    raise ValueError(f"unknown: no matched multus object for NIC '{interface}'. {said}")
+    said = _cut(case.pod.annotations.get(written.NETWORKS, ""))
+    raise ValueError(f"unknown: no matched multus object for NIC '{interface}'. The multus network-attachments: {said}")
 
 
 def _master(case: _Case, pool: Pool) -> str:

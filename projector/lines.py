@@ -1,4 +1,4 @@
-"""What answers consist of: frozen values, times in microseconds since 1970 UTC, never text for people. Pure.
+"""What answers consist of: frozen values, times in microseconds since 1970 UTC, never text for people.
 
 Made by `projector.answers`; read by the command line and by whoever serves answers over HTTP.
 """
@@ -6,20 +6,17 @@ Made by `projector.answers`; read by the command line and by whoever serves answ
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from ledger.addresses import Ip
 from ledger.claims import Claim, Subject
 from ledger.events import Event
 from ledger.images import Address
+from ledger.journal import Mark
 from ledger.requests import Candidate
 from projector.holders import Standing
+from projector.present import AsOf
 from projector.projections import Holding
-
-if TYPE_CHECKING:
-    # Plain values too, but of modules that speak to the database.
-    from ledger.journal import Mark
-    from projector.present import AsOf
 
 
 class HoldingLine(NamedTuple):

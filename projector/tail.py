@@ -142,6 +142,8 @@ class Tail:
         self._known = None
         for name in (name for name, mark in marks.items() if mark == DROPPED):
             with self._engine.begin() as connection:
+                # Nobody may have begun to fill the table again, and nobody can while this lasts.
+                checkpoints.move(connection, name, DROPPED, DROPPED)
                 if not images.drop(connection, name):
                     checkpoints.move(connection, name, DROPPED, BEGINNING)
 

@@ -16,7 +16,7 @@ from ledger.events import Event, EventType
 from ledger.journal import Mark, fence, page
 from ledger.ranges import TOTAL_MAX
 from projector import checkpoints, images
-from projector.checkpoints import DROPPED
+from projector.checkpoints import DROPPED, AnotherProjectorError
 from projector.projections import HOLDING, OCCUPANCY, PROJECTIONS, Holding, Key, Occupancy, Projection
 from projector.tail import Tail, rebuild
 from tests.conftest import Database
@@ -238,6 +238,21 @@ def test_a_rebuild_that_was_killed_is_finished_by_the_next_projector(
     tail = Tail(journal.engine, PROJECTIONS)
     while tail.step() or tail.mark == DROPPED:
         pass
+    assert projected(journal.engine) == (journal.holdings, journal.occupancy)
+
+
+def test_who_was_late_in_dropping_rows_does_not_drop_new_ones(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(images, "DROP_ROWS", 1)
+    journal = started(database.engine(), seed=3)
+    journal.write(60)
+    follow(journal.engine)
+    late = Tail(journal.engine, PROJECTIONS)
+    rebuild(journal.engine, "holding")
+    with pytest.raises(AnotherProjectorError):
+        # It had seen the checkpoint before the rebuild was through with it.
+        late._drop({"holding": DROPPED})
     assert projected(journal.engine) == (journal.holdings, journal.occupancy)
 
 

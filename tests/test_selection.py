@@ -285,6 +285,17 @@ def test_a_name_that_is_missing_double_or_broken_fails_everything(names: list[st
     assert (answer.reason, answer.text) == (reason, text)
 
 
+@pytest.mark.parametrize("names", [["b", "gone"], ["b", "b"]])
+def test_whoever_holds_an_address_of_a_named_pool_keeps_it_when_another_name_is_wrong(names: list[str]) -> None:
+    said = {keys.IPPOOL: {"ipv4": ["a"], "ipv6": names}}
+    assert refused(ask(pool("a"), pool("b", **V6), pool("c"), said=said)).named == {0, 1}
+
+
+def test_whoever_holds_an_address_of_a_named_pool_keeps_it_when_all_are_filtered_out() -> None:
+    said = {keys.IPPOOL: {"ipv4": ["a"], "ipv6": ["b"]}}
+    assert refused(ask(pool("a"), pool("b", disable=True, **V6), pool("c"), said=said)).named == {0, 1}
+
+
 def test_a_family_that_is_switched_off_is_dropped_before_anything_is_looked_up() -> None:
     said = {keys.IPPOOL: {"ipv4": ["a"], "ipv6": ["gone"]}}
     only_v4 = Settings("c", families=frozenset({4}))

@@ -1,10 +1,9 @@
-"""`verify` is silent on a ledger that is right, also while it goes on; whatever is changed by hand it finds and names."""
+"""`verify` is silent on a ledger that is right, also while it goes on; what is changed by hand it finds and names."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from itertools import pairwise
 from random import Random
 from typing import Any
@@ -25,7 +24,7 @@ from ledger.verify import Report
 from projector.projections import PROJECTIONS
 from projector.tail import Tail
 from tests.conftest import Database
-from tests.ledgers import Past, inverted, journal_of, project, salt_of, small, store, store_more
+from tests.ledgers import inverted, journal_of, project, salt_of, small, store, store_more
 
 STATE = (
     tables.ledger,
@@ -39,16 +38,37 @@ STATE = (
 PROJECTED = (tables.checkpoint, tables.occupancy, tables.holding)
 
 
-@cache
-def past_of(salt: bytes) -> Past:
-    return small(salt)
+@dataclass(frozen=True)
+class Kept:
+    """A small ledger that many tests change by hand, each leaving it as it was."""
+
+    database: Database
+    reader: Engine
+    events: list[Event]
+
+    @property
+    def kind(self) -> str:
+        return self.database.kind
+
+    def verified(self) -> Report:
+        return verify.verify(self.reader)
 
 
-@pytest.fixture
-def stored(database: Database) -> tuple[Database, list[Event]]:
-    """A small ledger, and its journal."""
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def kept(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kept]:
+    if request.param == "sqlite":
+        database = Database("sqlite", f"sqlite:///{tmp_path_factory.mktemp('kept')}/ledger.db")
+    else:
+        server: Server = request.getfixturevalue("server")
+        owner = create_engine(database_url(server.url()), isolation_level="AUTOCOMMIT")
+        with owner.connect() as connection:
+            connection.execute(text("CREATE DATABASE kept"))
+        owner.dispose()
+        database = Database("postgresql", server.url("kept"))
     engine = database.engine()
-    return database, store(engine, past_of(salt_of(engine)))
+    migrate(engine)
+    yield Kept(database, database.engine(writes=False), store(engine, small(salt_of(engine))))
+    database.dispose()
 
 
 def verified(database: Database) -> Report:
@@ -57,8 +77,8 @@ def verified(database: Database) -> Report:
 
 @contextmanager
 def by_hand(database: Database) -> Iterator[Connection]:
-    """A connection of the database's owner, who may switch off what guards it."""
-    engine = create_engine(database_url(database.url))
+    """A connection of the database's owner, who may switch off what guards it. What it does is done at once."""
+    engine = create_engine(database_url(database.url), isolation_level="AUTOCOMMIT")
     with engine.connect() as connection:
         if database.kind == "sqlite":
             for name in (
@@ -71,11 +91,20 @@ def by_hand(database: Database) -> Iterator[Connection]:
             for table, name in connection.execute(text(_CHECKS)).all():
                 connection.execute(text(f"ALTER TABLE {table} DROP CONSTRAINT {name}"))
         yield connection
-        connection.commit()
     engine.dispose()
 
 
 _CHECKS = "SELECT conrelid::regclass::text, conname FROM pg_constraint WHERE contype = 'c' AND conrelid <> 0"
+
+
+@contextmanager
+def tampering(kept: Kept, table: Table) -> Iterator[Connection]:
+    """The same, and afterwards the table is as it was."""
+    with by_hand(kept.database) as connection:
+        rows = [dict(row._mapping) for row in connection.execute(select(table))]
+        yield connection
+        connection.execute(table.delete())
+        connection.execute(insert(table), rows)
 
 
 def change(connection: Connection, table: Table, row: Any, **cells: Any) -> None:
@@ -163,7 +192,6 @@ def test_projections_are_held_against_the_journal_at_their_own_checkpoint(databa
 
 
 def test_the_projectors_own_rows_have_no_faults(stored: tuple[Database, list[Event]]) -> None:
-    database, _ = stored
     with by_hand(database) as connection:
         for table in PROJECTED:
             connection.execute(table.delete())
