@@ -10,38 +10,33 @@ import sys
 import threading
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 import cni.commands
+import cni.demo.command
 import ledger.commands
 import projector.commands
-from cni.agent import Agent
-from cni.cluster import NoCluster
-from cni.controller import FolderController
-from cni.facts import Settings
-from cni.folder import Folder
-from cni.named import NamedFolder
-from cni.planning import GC_AGE_SECONDS_MIN
-from cni.server import Server
-from cni.spool import Spool
+from ledger.commands import CANNOT, SOCKET, leave
 from ledger.database import Database, DatabaseAddressError
-from ledger.schema import migrate
-from ledger.store import BOTH_FAMILIES, DOUBT_SECONDS, Ledger
-from ledger.store import Settings as LedgerSettings
-from ledger.writer import WriterLock
-from projector.projections import PROJECTIONS
-from projector.tail import Tail
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sqlalchemy import Engine
+
+    from ledger.store import Ledger
 
 log = logging.getLogger("spiderledger")
 
 STATE: Final = Path("/var/lib/spiderledger")
-SOCKET: Final = Path("/var/run/spidernet/spiderpool.sock")
 SWITCH_SECONDS: Final = 0.0005
+"""A lone ADD must not wait the usual five milliseconds for a background thread to give the interpreter up."""
 AGENT_CONNECTIONS: Final = 2
 """One commits, the other reads the definition."""
 LEAVE_SECONDS_MAX: Final = 5.0
+PROJECTOR_PAUSE_SECONDS: Final = 1.0
 
 app = typer.Typer(
     name="spiderledger",
@@ -49,7 +44,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for part in (ledger.commands, cni.commands, projector.commands):
+for part in (ledger.commands, cni.commands, projector.commands, cni.demo.command):
     part.add_to(app)
 
 
@@ -67,7 +62,10 @@ def spiderledger(
     # Not an option: a password on a command line is everybody's.
     address = os.environ.get("SPIDERLEDGER_DATABASE") or str(state / "ledger.db")
     if database_file is not None:
-        address = database_file.read_text().partition("\n")[0].strip()
+        try:
+            address = database_file.read_text().partition("\n")[0].strip()
+        except OSError as error:
+            leave(f"{database_file}: {error.strerror}")
     context.obj = Database(address, state)
 
 
@@ -78,7 +76,7 @@ def agent(
         Path | None, typer.Option(help="A folder with the cluster's objects as YAML, instead of an API server.")
     ] = None,
     node: Annotated[
-        str, typer.Option(envvar="SPIDERPOOL_NODE_NAME", help="This node's name; without it a folder's agent serves all.")
+        str, typer.Option(envvar="SPIDERPOOL_NODE_NAME", help="This node's name; without it a folder's agent serves all")
     ] = "",
     socket_path: Annotated[
         Path, typer.Option("--socket", envvar="SPIDERLEDGER_SOCKET", help="Where the plugin finds the agent.")
@@ -91,42 +89,52 @@ def agent(
         str, typer.Option(envvar="MULTUS_CLUSTER_NETWORK", help="What eth0 is attached to when a pod does not say.")
     ] = "",
     doubt: Annotated[
-        float, typer.Option(help="Seconds in which a PostgreSQL server that was restarted is doubted.", min=0)
-    ] = DOUBT_SECONDS,
+        float | None, typer.Option(help="Seconds in which a restarted PostgreSQL server is doubted (15).", min=0)
+    ] = None,
     gc_min_age: Annotated[
         float, typer.Option(help="Seconds for which a new binding is safe from a GC that does not list it.", min=0)
-    ] = GC_AGE_SECONDS_MIN,
+    ] = 60.0,
     log_level: Annotated[
         str, typer.Option(envvar="SPIDERPOOL_LOG_LEVEL", help="debug, info, warning or error.")
     ] = "info",
 ) -> None:
     """Serve the CNI plugin of this node until SIGTERM. On SQLite it also hosts the projector."""
+    # Nothing of this is needed by the other verbs, nor by a shell that completes their names.
+    from cni.agent import Agent
+    from cni.cluster import NoCluster
+    from cni.controller import FolderController
+    from cni.facts import Settings
+    from cni.folder import Folder
+    from cni.named import NamedFolder
+    from cni.server import Server
+    from cni.spool import Spool
+
     logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    # A lone ADD must not wait five milliseconds for a background thread to give the interpreter up.
     sys.setswitchinterval(SWITCH_SECONDS)
     database: Database = context.obj
     database.state.mkdir(mode=0o700, parents=True, exist_ok=True)
-    settings = Settings(cluster_name, BOTH_FAMILIES, multus_network, namespace)
     stop = _stop_on_signals()
     with ExitStack() as parts:
-        store, tail = _open_ledger(parts, database, doubt)
+        store, engine = _open_ledger(parts, database, doubt)
         folder = NamedFolder(Folder(cluster), store) if cluster else None
-        controller = FolderController(folder, store) if folder else None
         served = Agent(
             store,
             folder or NoCluster(),
             Spool(database.state / "spool"),
-            settings,
+            Settings(cluster_name, multus_cluster_network=multus_network, own_namespace=namespace),
             node=node or socket.gethostname(),
             many_nodes=folder is not None and not node,
             gc_age_seconds=gc_min_age,
         )
-        background = [part for part in (controller, tail) if part is not None]
-        if controller is not None:
+        if folder is not None:
+            controller = FolderController(folder, store)
             controller.look_safely()
-        for part in background:
-            _in_background(parts, part, stop)
+            _in_background(parts, "folder", lambda: controller.run(stop))
+        if database.file is not None:
+            reader = database.open()
+            parts.callback(reader.dispose)
+            _in_background(parts, "projector", lambda: _project(engine, reader, stop))
         server = Server(socket_path, served.received)
         parts.callback(server.close)
         served.start(server)
@@ -136,24 +144,39 @@ def agent(
         log.info("finishing what has come in, then leaving")
 
 
-def _open_ledger(parts: ExitStack, database: Database, doubt: float) -> tuple[Ledger, Tail | None]:
-    """The ledger, and on SQLite, where this process is the only writer, the projector too."""
-    lock = WriterLock.take(database)
-    parts.callback(lock.release)
+def _open_ledger(parts: ExitStack, database: Database, doubt: float | None) -> tuple[Ledger, Engine]:
+    """The ledger; a SQLite file is this process's alone, and brought up to date by it."""
+    from ledger.schema import migrate
+    from ledger.store import Ledger, Settings
+    from ledger.writer import AnotherWriterError, WriterLock
+
+    try:
+        parts.callback(WriterLock.take(database).release)
+    except AnotherWriterError as error:
+        leave(str(error))
     engine = database.open(writes=True, connections=AGENT_CONNECTIONS)
     parts.callback(engine.dispose)
     if database.file is not None:
         migrate(engine)
-    store = Ledger(engine, LedgerSettings(witness=database.state / "witness", doubt_seconds=doubt))
-    if database.file is None:
-        return store, None
-    reader = database.open()
-    parts.callback(reader.dispose)
-    return store, Tail(engine, PROJECTIONS, reader=reader)
+    return Ledger(engine, Settings(witness=database.state / "witness", doubt_seconds=doubt)), engine
 
 
-def _in_background(parts: ExitStack, part: FolderController | Tail, stop: threading.Event) -> None:
-    thread = threading.Thread(target=part.run, args=(stop,), name=type(part).__name__, daemon=True)
+def _project(engine: Engine, reader: Engine, stop: threading.Event) -> None:
+    """Follow the journal; should somebody else have rebuilt a projection meanwhile, begin where that ended."""
+    from projector.checkpoints import AnotherProjectorError
+    from projector.projections import PROJECTIONS
+    from projector.tail import Tail
+
+    while not stop.is_set():
+        try:
+            Tail(engine, PROJECTIONS, reader=reader).run(stop)
+        except AnotherProjectorError as error:
+            log.warning("%s", error)
+            stop.wait(PROJECTOR_PAUSE_SECONDS)
+
+
+def _in_background(parts: ExitStack, name: str, run: Callable[[], None]) -> None:
+    thread = threading.Thread(target=run, name=name, daemon=True)
     thread.start()
     parts.callback(thread.join, LEAVE_SECONDS_MAX)
 
@@ -166,11 +189,12 @@ def _stop_on_signals() -> threading.Event:
 
 
 def main() -> None:
-    """Run the command line; errors of the user's are one line and exit code 2."""
+    """Run the command line. What the user can mend is one line on stderr and exit code 2."""
     try:
         app()
     except DatabaseAddressError as error:
-        sys.exit(f"spiderledger: {error}")
+        print(f"spiderledger: {error}", file=sys.stderr)  # noqa: T201 - there is no table to print it in
+        sys.exit(CANNOT)
 
 
 if __name__ == "__main__":

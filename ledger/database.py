@@ -49,8 +49,8 @@ def database_url(address: str) -> URL:
         address = f"sqlite:///{address}"
     try:
         url = make_url(address)
-    except ArgumentError as error:
-        raise DatabaseAddressError("the database address is not a URL (postgresql://… or sqlite:///PATH)") from error
+    except (ArgumentError, ValueError):
+        raise DatabaseAddressError("the database address is not a URL (postgresql://… or sqlite:///PATH)") from None
     if url.get_backend_name() == "postgresql":
         return url.set(drivername="postgresql+psycopg")
     if url.get_backend_name() == "sqlite" and url.database not in (None, "", ":memory:"):

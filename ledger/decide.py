@@ -306,6 +306,8 @@ class _Draft:
             own = self.own.get(claim.key)
             if own is None and claim.key in self.seen:
                 raise SetbackError(Setback(Unmet.LOCKED, claim=claim.key))
+            if own is not None:
+                self._unstirred(own)
             if own is not None and own.held:
                 grants.append(self._stay(claim, own, request))
         if not grants:

@@ -26,7 +26,7 @@ class SchemaError(Exception):
 
 
 def migrate(engine: Engine) -> str:
-    """Bring the database up to this software's schema; answers the revision. SchemaError when it is ahead."""
+    """Bring the database up to this software's schema; answers the revision. One that is ahead is left as it is."""
     known = _scripts()
     with engine.begin() as connection:
         present = MigrationContext.configure(connection).get_current_revision()
@@ -51,7 +51,8 @@ def check_schema(engine: Engine) -> None:
             raise SchemaError(f"the schema (revision {present}) is older than this software: run `spiderledger migrate`")
         oldest = connection.execute(select(ledger.c.oldest_software)).scalar_one()
     if _as_numbers(SOFTWARE) < _as_numbers(oldest):
-        raise SchemaError(f"the schema (revision {present}) asks for Spiderledger {oldest} or newer; this is {SOFTWARE}")
+        asks = f"the schema (revision {present}) asks for Spiderledger {oldest} or newer"
+        raise SchemaError(f"{asks}; this is {SOFTWARE}: upgrade it")
 
 
 def _config() -> Config:

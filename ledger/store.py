@@ -87,6 +87,7 @@ class Ledger:
         self._salt = b""
         self._settled = False
         self._fits = False
+        self._reopened_for = ""
         self._since: dict[int, int] = {}
         self._refused: dict[tuple[str, Reason], float] = {}
         default = DOUBT_SECONDS if dialects.is_postgresql(engine) else 0.0
@@ -211,11 +212,21 @@ class Ledger:
         if verdict is Standing.OPEN:
             self._refresh()
             return batch, {}
+        if self._reopened(head):
+            return batch, {}
         if verdict in (Standing.NEW, Standing.TRUST):
             trust(self._engine, head)
             return batch, {}
         refusal = self._closed(verdict, head)
         return [], give_up(batch, refusal.reason, refusal.text)
+
+    def _reopened(self, head: Head) -> bool:
+        """Another file may lie where SQLite opened this one: only a new connection finds it. Once for each file."""
+        if head.present in (head.incarnation, self._reopened_for) or dialects.is_postgresql(self._engine):
+            return False
+        self._reopened_for = head.present
+        self._engine.dispose()
+        return True
 
     def _closed(self, verdict: Standing, head: Head) -> Refusal:
         """Why nothing may be done now; the first agent that sees it records it."""
@@ -300,6 +311,8 @@ class Ledger:
             verdict = standing(head, doubt_us=self._doubt_us)
             if verdict is Standing.OPEN:
                 return None
+            if self._reopened(head):
+                continue
             if verdict not in (Standing.NEW, Standing.TRUST):
                 return self._closed(verdict, head)
             trust(self._engine, head)

@@ -18,7 +18,10 @@ CONTENDED_STATES: Final = ("55P03", "40001", "40P01")
 """Lock not available, serialization failure, deadlock detected."""
 AWAY_STATES: Final = ("08", "57P", "53300", "25P03")
 """Connection exceptions, shutdown and crash recovery, too many connections, our own idle timeout."""
-AWAY_SQLITE: Final = ("unable to open", "disk I/O", "is locked", "is full", "readonly", "malformed", "not a database")
+AWAY_SQLITE: Final = (
+    "unable to open", "disk I/O", "is locked", "is full", "readonly", "malformed", "not a database", "no such table",
+)  # fmt: skip
+"""A file that was taken away leaves an empty one to whoever opens it: it has no tables."""
 
 
 def wait(connection: Connection, pool: int | None, claim: str | None, ip: Ip | None) -> None:

@@ -397,13 +397,6 @@ def in_place(path: Path, version: int) -> None:
     path.write_text(whole(version))
 
 
-def away_and_anew(path: Path, version: int) -> None:
-    """As editors do that keep a backup."""
-    text = whole(version)
-    path.rename(path.with_suffix(".bak"))
-    path.write_text(text)
-
-
 def atomically_with_an_old_date(path: Path, version: int) -> None:
     """As a copy does that preserves dates: it is settled at once."""
     beside = path.with_name(".beside")
@@ -412,7 +405,7 @@ def atomically_with_an_old_date(path: Path, version: int) -> None:
     beside.replace(path)
 
 
-WRITERS = [atomically, in_place, away_and_anew, atomically_with_an_old_date]
+WRITERS = [atomically, in_place, atomically_with_an_old_date]
 
 
 @pytest.mark.parametrize("write", WRITERS, ids=lambda write: write.__name__)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -19,6 +19,8 @@ COMMAND: Final = (sys.executable, "-P", "-m", "spiderledger")
 """Never out of the current folder: what lies there by chance is not ours."""
 COMMAND_SECONDS_MAX: Final = 60.0
 EVENTS_MAX: Final = 1_000_000
+Event = Mapping[str, Any]
+"""One of the log, as `get events` writes it in JSON."""
 _CHANGE: Final = {EventType.ALLOCATED: 1, EventType.RELEASED: -1}
 
 
@@ -31,21 +33,14 @@ class CommandLine:
     variables: Mapping[str, str]
     say: Callable[[str], None]
 
-    def show(self, *words: str, expected: int = 0) -> None:
-        """Say the command and what it answers."""
-        answer = self._run(*words, expected=expected)
-        self.say(f"$ spiderledger {' '.join(words)}")
-        self.say(answer)
+    def show(self, *words: str, expected: int = 0) -> str:
+        """Say the command and what it answers, and hand the answer back."""
+        answer = self.ask(*words, expected=expected)
+        self.say(f"$ spiderledger {' '.join(words)}\n{answer}")
+        return answer
 
-    def ask(self, *words: str) -> Any:
-        """What the command answers in JSON."""
-        return json.loads(self._run(*words, "--output", "json"))
-
-    def run(self, *words: str) -> None:
-        """Run the command, and say nothing."""
-        self._run(*words)
-
-    def _run(self, *words: str, expected: int = 0) -> str:
+    def ask(self, *words: str, expected: int = 0) -> str:
+        """What the command answers; DemoError when it ends otherwise than it must."""
         finished = self.processes.run(
             [*COMMAND, *words], folder=self.place.path, variables=self.variables, seconds_max=COMMAND_SECONDS_MAX
         )
@@ -55,18 +50,21 @@ class CommandLine:
         return finished.out
 
 
-def pool_counts(command_line: CommandLine) -> dict[str, int]:
-    """How many addresses of each pool are held, as `get pools` says."""
-    return {each["name"]: each["allocated"] for each in command_line.ask("get", "pools")["items"]}
+def counts_shown(pools: str) -> dict[str, int]:
+    """How many addresses of each pool are held, by the table that `get pools` prints."""
+    heading, *rows = [line.split() for line in pools.splitlines()] or [[]]
+    return {row[heading.index("NAME")]: int(row[heading.index("ALLOCATED-IP-COUNT")]) for row in rows}
 
 
-def recounted(command_line: CommandLine) -> tuple[int, dict[str, int]]:
-    """How many events the log has, and how many addresses of each pool are held by them."""
-    events = command_line.ask("get", "events", "--limit", str(EVENTS_MAX))["items"]
-    return len(events), counted(events)
+def read_log(command_line: CommandLine) -> list[Event]:
+    """Every event of the ledger."""
+    events: list[Event] = json.loads(command_line.ask("get", "events", "--limit", str(EVENTS_MAX), "-o", "json"))[
+        "items"
+    ]
+    return events
 
 
-def counted(events: list[Mapping[str, Any]]) -> dict[str, int]:
+def counted(events: Sequence[Event]) -> dict[str, int]:
     """How many addresses of each pool are held after these events, whatever their order."""
     held: dict[str, int] = {}
     for event in events:
@@ -75,10 +73,9 @@ def counted(events: list[Mapping[str, Any]]) -> dict[str, int]:
     return held
 
 
-def since(command_line: CommandLine, address: str) -> str:
-    """Since when the address is held, by the ledger's clock; DemoError when nobody holds it."""
-    lines = command_line.ask("get", "allocations")["items"]
-    found = [each["since"] for each in lines if each["ip"] == address]
-    if not found:
-        raise DemoError(f"`get allocations` does not show {address}")
-    return str(found[0])
+def allocated_at(events: Sequence[Event], address: str) -> str:
+    """When the address was last allocated, by the ledger's clock; DemoError when it never was."""
+    times = [each["happened_at"] for each in events if (each["type"], each["ip"]) == (EventType.ALLOCATED, address)]
+    if not times:
+        raise DemoError(f"`get events` does not show that {address} was allocated")
+    return str(max(times))

@@ -54,7 +54,7 @@ def demo(context: typer.Context) -> None:
     except DemoError as error:
         leave(f"the demo failed: {error}", NO)
     except StoppedError as error:
-        leave(f"the demo was stopped by {error.number.name}", STOPPED + error.number)
+        leave(f"the demo was stopped by {error}", STOPPED + error.number)
     except BrokenPipeError:
         raise
     except OSError as error:

@@ -7,14 +7,14 @@ nothing about addresses: the agent does, and the answers are those of the comman
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from cni.demo import netlab, scenario
-from cni.demo.audit import COMMAND, CommandLine, pool_counts, recounted, since
+from cni.demo.audit import COMMAND, CommandLine, Event, allocated_at, counted, counts_shown, read_log
 from cni.demo.netlab import Netlab, NoNetworkError, Sandbox, Zone
 from cni.demo.place import Place
 from cni.demo.processes import LOOK_SECONDS, DemoError, Processes
@@ -130,8 +130,8 @@ class Demo:
 
     def _prepare_server(self) -> None:
         """An agent on a folder closes every pool that the folder does not show: none may be there but the demo's."""
-        self.command_line.run("migrate")
-        pools = ", ".join(sorted(pool_counts(self.command_line)))
+        self.command_line.ask("migrate")
+        pools = ", ".join(self._pools_left())
         if pools:
             text = f"the ledger in SPIDERLEDGER_DATABASE has pools ({pools}), which the demo would close"
             raise DemoError(f"{text}: give it an empty database")
@@ -215,12 +215,12 @@ class Demo:
     def _audit_first(self) -> None:
         """Whose was the address before its pod went, and whose is it now?"""
         gone = self.added[0]
-        before = since(self.command_line, gone.address)
         self._delete(gone)
         self.say("")
-        self.command_line.show("get", "pools")
-        self._recount()
-        self.command_line.show("who-held", gone.address, "--at", before)
+        shown = counts_shown(self.command_line.show("get", "pools"))
+        events = read_log(self.command_line)
+        self._count_anew(shown, events)
+        self.command_line.show("who-held", gone.address, "--at", allocated_at(events, gone.address))
         self.command_line.show("who-held", gone.address, expected=1)
         self.command_line.show("history", gone.address)
 
@@ -232,15 +232,14 @@ class Demo:
         self.added.remove(gone)
         self.say(f"{gone.key} was taken out of {files}; DEL on {gone.pod.node} succeeded ({_milliseconds(began)})")
 
-    def _recount(self) -> None:
+    def _count_anew(self, shown: Mapping[str, int], events: Sequence[Event]) -> None:
         """The counts as the events alone give them: a read model that was lost could be made again."""
-        pools = pool_counts(self.command_line)
-        events, found = recounted(self.command_line)
-        counts = {name: found.get(name, 0) for name in pools}
-        if counts != pools:
-            raise DemoError(f"`get pools` says {pools}, but by the {events} events of the log it is {counts}")
+        found = counted(events)
+        counts = {name: found.get(name, 0) for name in shown}
+        if counts != shown:
+            raise DemoError(f"`get pools` says {shown}, but by the {len(events)} events of the log it is {counts}")
         said = ", ".join(f"{name} {count}" for name, count in counts.items())
-        self.say(f"counted anew from the {events} events of the log: {said}\n")
+        self.say(f"counted anew from the {len(events)} events of the log: {said}\n")
 
     def _withdraw(self) -> None:
         """A server's ledger outlives the demo: its pods and pools go, their events stay."""
@@ -256,10 +255,13 @@ class Demo:
 
     def _wait_until_no_pool_is_left(self) -> None:
         deadline = time.monotonic() + WITHDRAWAL_SECONDS_MAX
-        while pools := pool_counts(self.command_line):
+        while pools := self._pools_left():
             if time.monotonic() > deadline:
                 raise DemoError(f"after {WITHDRAWAL_SECONDS_MAX:g} s there still is {', '.join(pools)}")
         self.say("PostgreSQL: the demo's pods and pools are withdrawn, their events stay")
+
+    def _pools_left(self) -> list[str]:
+        return sorted(counts_shown(self.command_line.ask("get", "pools")))
 
 
 def _shown(path: Path) -> str:

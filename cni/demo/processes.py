@@ -39,6 +39,9 @@ class StoppedError(Exception):
         super().__init__(number)
         self.number = number
 
+    def __str__(self) -> str:
+        return self.number.name
+
 
 @dataclass(frozen=True)
 class Finished:
