@@ -76,7 +76,7 @@ def agent(
         Path | None, typer.Option(help="A folder with the cluster's objects as YAML, instead of an API server.")
     ] = None,
     node: Annotated[
-        str, typer.Option(envvar="SPIDERPOOL_NODE_NAME", help="This node's name; without it a folder's agent serves all")
+        str, typer.Option(envvar="SPIDERPOOL_NODE_NAME", help="This node's name; a folder's agent serves all without")
     ] = "",
     socket_path: Annotated[
         Path, typer.Option("--socket", envvar="SPIDERLEDGER_SOCKET", help="Where the plugin finds the agent.")

@@ -156,5 +156,3 @@ def _file_system(folder: Path) -> str:
 
 if __name__ == "__main__":
     main()
-
-

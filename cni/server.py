@@ -233,5 +233,3 @@ def _remove_stale(path: Path) -> None:
             path.unlink(missing_ok=True)
             return
     raise FileExistsError(f"another agent answers on {path}")
-
-

@@ -65,7 +65,8 @@ def exactly(key: str) -> Span:
 
 
 class Binding(NamedTuple):
-    """Which container on which node speaks for a claim now. The stamp is the plugin's start in the node's nanoseconds."""
+    """Which container on which node speaks for a claim now; the stamp is the plugin's start, by the node's clock, in
+    nanoseconds since 1970 UTC."""
 
     container: str
     network: str

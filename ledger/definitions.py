@@ -220,5 +220,3 @@ def _store(connection: Connection, changed: Pool | Reservation) -> None:
     done = connection.execute(update(table).where(table.c.id == changed.id).values(cells))
     if done.rowcount == 0:
         connection.execute(insert(table), {"id": changed.id, **cells})
-
-

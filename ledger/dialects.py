@@ -43,7 +43,7 @@ from ledger.events import EPOCH_SHIFT
 LOCK_TIMEOUT_MS: Final = 900
 """How long a statement waits for one row lock: below the second in which every request is answered."""
 TRANSACTION_IDLE_TIMEOUT_MS: Final = 5_000
-"""How long a transaction of ours may sit idle before PostgreSQL ends it: an open one stops every reader of the journal."""
+"""How long a transaction of ours may sit idle before PostgreSQL ends it: an open one stops the journal's readers."""
 TCP_USER_TIMEOUT_MS: Final = 10_000
 CONNECT_TIMEOUT_S: Final = 5
 SQLITE_BUSY_TIMEOUT_MS: Final = 5_000
@@ -51,8 +51,8 @@ PARTITION_SPAN: Final = 1 << 24
 """Transactions that one partition of the journal takes."""
 
 
-class clock(FunctionElement[int]):  # named like the SQL functions they stand for
-    """The database's clock, microseconds since 1970 UTC. Stable within a statement, so that an index can stand on it."""
+class clock(FunctionElement[int]):
+    """The database's clock, microseconds since 1970 UTC; stable in a statement, so that an index can stand on it."""
 
     type = BigInteger()
     inherit_cache = True
@@ -135,7 +135,9 @@ def plain_type(type_: TypeEngine[Any]) -> TypeEngine[Any]:
     return Text() if isinstance(inner, Text) else type_
 
 
-def json_rows(dialect: str, parameter: str, columns: Sequence[Column[Any]]) -> tuple[FromClause, list[ColumnElement[Any]]]:
+def json_rows(
+    dialect: str, parameter: str, columns: Sequence[Column[Any]]
+) -> tuple[FromClause, list[ColumnElement[Any]]]:
     """Rows out of one JSON parameter, a list of objects, as a table and its typed columns.
 
     One text parameter is prepared once whatever the number of rows; a VALUES list is compiled anew for each.
@@ -265,4 +267,3 @@ def on_connect_sqlite(engine: Engine, identity: Any, now_us: Any, *, writes: boo
 
 def _from_hex(value: str | None) -> bytes | None:
     return None if value is None else bytes.fromhex(value)
-

@@ -9,7 +9,6 @@ from typing import Final, NamedTuple
 from ledger.addresses import Ip
 from ledger.claims import Span
 
-
 DEMANDS_MAX: Final = 16
 """Pools that one batch may draw on; requests for more wait for the next batch."""
 

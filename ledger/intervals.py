@@ -38,15 +38,16 @@ def subtract(first: Intervals, second: Intervals) -> Intervals:
     for low, high in first:
         while cut is not None and cut[1] < low:
             cut = next(cuts, None)
+        rest = low
         while cut is not None and cut[0] <= high:
-            if cut[0] > low:
-                left.append((low, Ip(cut[0] - 1)))
-            low = Ip(cut[1] + 1)
-            if low > high:
+            if cut[0] > rest:
+                left.append((rest, Ip(cut[0] - 1)))
+            rest = Ip(cut[1] + 1)
+            if rest > high:
                 break
             cut = next(cuts, None)
-        if low <= high:
-            left.append((low, high))
+        if rest <= high:
+            left.append((rest, high))
     return tuple(left)
 
 

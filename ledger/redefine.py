@@ -94,7 +94,9 @@ class Revision:
     moves: tuple[Move, ...]
 
 
-def revise(old: Definition, change: Change, families: frozenset[Family], next_id: int) -> Revision | AdmissionRefused | None:
+def revise(
+    old: Definition, change: Change, families: frozenset[Family], next_id: int
+) -> Revision | AdmissionRefused | None:
     """What the change makes of the definition; None when it changes nothing."""
     match change:
         case DefinePool(object=given):

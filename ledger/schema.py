@@ -48,7 +48,8 @@ def check_schema(engine: Engine) -> None:
         if present is None or not inspect(connection).has_table("ledger"):
             raise SchemaError("this database holds no ledger yet: run `spiderledger migrate`")
         if _knows(known, present):
-            raise SchemaError(f"the schema (revision {present}) is older than this software: run `spiderledger migrate`")
+            older = f"the schema (revision {present}) is older than this software"
+            raise SchemaError(f"{older}: run `spiderledger migrate`")
         oldest = connection.execute(select(ledger.c.oldest_software)).scalar_one()
     if _as_numbers(SOFTWARE) < _as_numbers(oldest):
         asks = f"the schema (revision {present}) asks for Spiderledger {oldest} or newer"

@@ -84,9 +84,7 @@ def _named(objects: Mapping[ObjectName, str]) -> Iterator[dict[str, str]]:
         yield dict(zip(_fields, (*name, uid), strict=True))
 
 
-def _events(
-    connection: Connection, said: Iterable[tuple[EventType, Mapping[str, Any]]], cause: str
-) -> Iterator[Event]:
+def _events(connection: Connection, said: Iterable[tuple[EventType, Mapping[str, Any]]], cause: str) -> Iterator[Event]:
     tx, now = connection.execute(select(dialects.transaction(), dialects.clock())).one()
     ids = random_ids()
     for type_, data in said:

@@ -98,5 +98,3 @@ def first_line(error: Exception) -> str:
 def _of_driver(error: Exception) -> BaseException:
     """The driver's own error, whether or not it came through SQLAlchemy."""
     return error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
-
-

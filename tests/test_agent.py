@@ -417,13 +417,22 @@ def test_the_socket_and_all_that_the_agent_keeps_are_its_users_alone(agents: Age
         assert path.stat().st_mode & 0o077 == 0, path
 
 
+GARBAGE = (
+    b"\0" * 9_000,
+    b"GET / HTTP/1.1\r\n\r\n",
+    b"\r\n\r\n",
+    b"POST /v1/cni HTTP/1.1\r\nContent-Length: x\r\n\r\n",
+    b"POST /v1/cni HTTP/1.1\r\nContent-Length: 99999999\r\n\r\n",
+    b"POST /v1/operator HTTP/1.1\r\nContent-Length: 3\r\n\r\n[1]",
+    b"POST /v1/cni HTTP/1.1\r\nContent-Length: 5\r\n\r\n\0\0\0\0\0",
+)
+
+
 def test_garbage_silence_and_hang_ups_harm_nobody(agents: Agents, cluster: Path, database: Database) -> None:
     write(cluster, "pods.yaml", pod("web-0", "uid-0"))
     agent = agents()
     silent = [connected(agent) for _ in range(50)]
-    for garbage in (b"\0" * 9_000, b"GET / HTTP/1.1\r\n\r\n", b"\r\n\r\n", b"POST /v1/cni HTTP/1.1\r\nContent-Length: x\r\n\r\n",
-                    b"POST /v1/cni HTTP/1.1\r\nContent-Length: 99999999\r\n\r\n", b"POST /v1/operator HTTP/1.1\r\nContent-Length: 3\r\n\r\n[1]",
-                    b"POST /v1/cni HTTP/1.1\r\nContent-Length: 5\r\n\r\n\0\0\0\0\0"):  # fmt: skip
+    for garbage in GARBAGE:
         with connected(agent) as client:
             client.sendall(garbage)
             assert received(client).startswith(b"HTTP/1.1 4")

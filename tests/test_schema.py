@@ -19,9 +19,7 @@ from tests.conftest import Database
 def test_migrations_make_exactly_the_tables_of_the_code(database: Database) -> None:
     with database.engine(writes=False).connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
-        differences: list[Any] = [
-            each for each in compare_metadata(context, metadata) if not _is_partition(each)
-        ]
+        differences: list[Any] = [each for each in compare_metadata(context, metadata) if not _is_partition(each)]
         assert differences == []
         for table in metadata.sorted_tables:
             made = {each["name"] for each in inspect(connection).get_check_constraints(table.name)}

@@ -218,4 +218,3 @@ def test_kill_9_at_any_moment_loses_no_acknowledged_address_and_gives_none_twice
     assert agent.stop() == 0
     report = verify(database.engine(writes=False))
     assert not report.faults, report
-

@@ -113,14 +113,12 @@ def _journal(postgresql: bool) -> None:
 
 
 def _partitions() -> None:
-    """The first ones, from the server's present transaction on; whatever falls beside them is caught by `event_rest`."""
+    """The first ones, from the server's present transaction on; whatever falls beside them goes to `event_rest`."""
     xid = op.get_bind().execute(sa.text("SELECT pg_current_xact_id()::text::bigint")).scalar_one()
     first = (1 << EPOCH_SHIFT) + xid // PARTITION_SPAN * PARTITION_SPAN
     for number in range(PARTITIONS_AHEAD):
         low = first + number * PARTITION_SPAN
-        op.execute(
-            f"CREATE TABLE event_{low} PARTITION OF event FOR VALUES FROM ({low}) TO ({low + PARTITION_SPAN})"
-        )
+        op.execute(f"CREATE TABLE event_{low} PARTITION OF event FOR VALUES FROM ({low}) TO ({low + PARTITION_SPAN})")
     op.execute("CREATE TABLE event_rest PARTITION OF event DEFAULT")
 
 
