@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from cni import planning
 from cni.call import CniCall, Command, read_call
-from cni.cluster import Cluster
+from cni.cluster import Cluster, ClusterAwayError
 from cni.errors import CniError, Code, refused
 from cni.facts import Facts, NamespaceFacts, NodeFacts, PodFacts, Settings
 from cni.http import HttpRequest
@@ -222,6 +222,9 @@ class Agent:
         except CniError as error:
             self._fail(waiting.connection, error)
             return None
+        except ClusterAwayError as error:
+            self._fail(waiting.connection, CniError(Code.TRY_AGAIN, f"{error}: try again", version=call.version))
+            return None
         self._answer(waiting.connection, 200, b"")
         return None
 
@@ -282,14 +285,20 @@ class Agent:
         return planning.acquire(call, self._facts(call), self._ledger.definition(), self._settings)
 
     def _del_act(self, waiting: Waiting) -> Act | None:
+        """A DEL is judged by what the cluster shows; while that cannot be told, it waits in the spool."""
         self._seen.deleted(waiting.call)
-        if self._cluster.synced:
+        try:
             return Act(self._del(waiting.call), waiting)
-        self._put_off(waiting, "the agent has not read the cluster yet")
-        return None
+        except ClusterAwayError as error:
+            self._put_off(waiting, str(error))
+            return None
 
     def _del(self, call: CniCall) -> Release:
+        if not self._cluster.synced:
+            raise ClusterAwayError("the agent has not read the cluster yet")
         pod = self._cluster.pod_now(call.pod.namespace, call.pod.name) if call.pod else None
+        if call.pod and pod is None and not self._cluster.complete:
+            raise ClusterAwayError("part of the cluster cannot be read: that a pod is not seen proves nothing")
         return planning.release(call, pod, self._node_of(pod), self._settings)
 
     def _check(self, call: CniCall) -> None:
@@ -377,7 +386,11 @@ class Agent:
             self._spool.set_aside(spooled)
             return None
         self._seen.deleted(call)
-        return Act(self._del(call), spooled=spooled)
+        try:
+            return Act(self._del(call), spooled=spooled)
+        except ClusterAwayError as error:
+            log.warning("%s waits on: %s", spooled.path, error)
+            return None
 
     def _spool_answered(self, spooled: Spooled, answer: Answer) -> None:
         if isinstance(answer, Refusal):

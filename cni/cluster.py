@@ -7,6 +7,10 @@ from typing import Protocol
 from cni.facts import NamespaceFacts, NodeFacts, PodFacts
 
 
+class ClusterAwayError(Exception):
+    """The cluster cannot be asked now; what memory says is no ground to take an address away on."""
+
+
 class Cluster(Protocol):
     """Answers from memory, but for `pod_now`."""
 
@@ -14,11 +18,15 @@ class Cluster(Protocol):
     def synced(self) -> bool:
         """Whether everything has been read at least once. Until then absence means nothing."""
 
+    @property
+    def complete(self) -> bool:
+        """Whether all of it can be read now: whether what is not there does not exist."""
+
     def pod(self, namespace: str, name: str) -> PodFacts | None:
         """The pod of this name, as last seen."""
 
     def pod_now(self, namespace: str, name: str) -> PodFacts | None:
-        """The pod of this name, looked up again: what an address may be taken away on."""
+        """The pod of this name, looked up again: what an address may be taken away on. ClusterAwayError."""
 
     def node(self, name: str) -> NodeFacts | None:
         """The node of this name."""
@@ -31,6 +39,7 @@ class NoCluster:
     """Outside Kubernetes (podman, nerdctl, Nomad) there are containers and no pods."""
 
     synced = True
+    complete = True
 
     def pod(self, namespace: str, name: str) -> PodFacts | None:
         """None."""

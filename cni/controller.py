@@ -61,8 +61,8 @@ class FolderController:
             log.warning("%s", problem)
         for kind in changes.passed_over:
             log.info("objects of kind %s are passed over", kind)
-        # Before everything has been read once, what is not there may be in a file that could not be read.
-        if self._folder.synced and (changes or not self._put_all):
+        # What is not there may be in a file that cannot be read at the moment.
+        if self._folder.complete and (changes or not self._put_all):
             self._put_all = self._define_all(self._folder.snapshot)
         self._retire_closed()
 

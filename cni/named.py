@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from cni.cluster import ClusterAwayError
 from cni.facts import NamespaceFacts, NodeFacts, PodFacts
-from cni.folder import Changes, Folder, Snapshot
+from cni.folder import Changes, Folder, FolderError, Snapshot
 from cni.manifests import ObjectKey
 from ledger.store import Ledger
 
@@ -33,6 +34,11 @@ class NamedFolder:
         return changes
 
     @property
+    def complete(self) -> bool:
+        """Whether every file could be read just now."""
+        return self._folder.snapshot.complete
+
+    @property
     def snapshot(self) -> Snapshot:
         """The cluster as last read."""
         return self._folder.snapshot.with_uids(self._uids)
@@ -42,8 +48,11 @@ class NamedFolder:
         return self._with_uid(self._folder.pod(namespace, name))
 
     def pod_now(self, namespace: str, name: str) -> PodFacts | None:
-        """The pod as the files show it now."""
-        return self._with_uid(self._folder.pod_now(namespace, name))
+        """The pod as the files show it now. ClusterAwayError while the folder cannot be read."""
+        try:
+            return self._with_uid(self._folder.pod_now(namespace, name))
+        except FolderError as error:
+            raise ClusterAwayError(str(error)) from error
 
     def node(self, name: str) -> NodeFacts | None:
         """The node as last read."""
@@ -63,6 +72,8 @@ class NamedFolder:
 
     def _name(self) -> None:
         nameless = self._folder.snapshot.without_uid
-        uids = self._ledger.name_objects([(key.kind, key.namespace, key.name) for key in nameless])
+        # What cannot be read at the moment may still be there, and keeps its uid.
+        kept = () if self.complete else tuple(self._uids)
+        uids = self._ledger.name_objects([(key.kind, key.namespace, key.name) for key in (*nameless, *kept)])
         self._uids = {ObjectKey(*name): uid for name, uid in uids.items()}
         self._named = nameless

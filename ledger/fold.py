@@ -13,7 +13,6 @@ Pure.
 
 from __future__ import annotations
 
-import hashlib
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -23,7 +22,7 @@ from ledger.addresses import Ip, family, text
 from ledger.canonical import canonical
 from ledger.claims import Binding
 from ledger.definition import Definition, Pool, Reservation, State
-from ledger.events import DIGEST_BYTES, Event, EventType, current, digest
+from ledger.events import Event, EventType, current, digest
 from ledger.images import UNBOUND, Address
 from ledger.intervals import Intervals, contains
 from ledger.ranges import TOTAL_MAX
@@ -33,10 +32,14 @@ INVERSION_US: Final = 60_000_000
 """What was recorded further apart than this cannot come of transactions that overlapped: one of ours lives a second."""
 WAITING_MAX: Final = 100
 """Events of one address that may wait for a step; when there are more, the step is missing."""
+TEXTS_MAX: Final = 10_000
+"""Texts that are kept once for all rows that say them: nodes, networks, interfaces, terms of pools."""
 
 ADDRESS: Final = frozenset(each for each in EventType if each.startswith("address."))
 POOL: Final = frozenset(each for each in EventType if each.startswith("pool."))
 RESERVATION: Final = frozenset(each for each in EventType if each.startswith("reservation."))
+DEFINING: Final = frozenset(EventType) - ADDRESS - {EventType.REFUSED}
+"""What changes the ledger's row, the definition or the names of objects."""
 HOLDERS: Final = frozenset({EventType.REBOUND, EventType.UNBOUND, EventType.RELEASED})
 """What can happen to a held address only, and through its holder's claim."""
 TOLD: Final = frozenset({EventType.ALLOCATED, EventType.REBOUND, EventType.RELEASED})
@@ -114,7 +117,7 @@ History = dict[int, dict[int, Defined]]
 
 @dataclass
 class Folded:
-    """The state after the events so far. Of an address's claim and result only hashes stand here (hexadecimal)."""
+    """The state after the events so far. Of an address's claim only the salted hash stands here (hexadecimal)."""
 
     ledger: Ledger = OPENED
     pools: History = field(default_factory=dict)
@@ -157,7 +160,7 @@ class Fold:
         self._holders: dict[bytes, Ip] = {}
         self._second: dict[bytes, tuple[Ip, Event]] = {}
         self._available: dict[tuple[int, int], Intervals] = {}
-        self._names: dict[str, str] = {}
+        self._texts: dict[str, str] = {}
 
     def apply(self, event: Event) -> list[Fault]:
         """Take the next event of the journal; answers what is wrong with it."""
@@ -316,12 +319,14 @@ class Fold:
             self._go_on(ip)
 
     def _advance(self, event: Event, details: Mapping[str, Any]) -> None:
+        once = self._once
+        event = event._replace(node=once(event.node), network=once(event.network), interface=once(event.interface))
         before = self._row(Ip(event.ip or 0))
         open_ = self.state.holdings.get(before.ip)
         for wrong in broken_rules(before, open_, event):
             self._fault(event, f"{text(before.ip)} {wrong}")
-        after = self._shared(after_event(before, event, details))
-        self.state.addresses[before.ip] = after
+        after = after_event(before, event, details)
+        self.state.addresses[before.ip] = after = after._replace(result=once(after.result) or "")
         self.passed.append(after)
         self._hold(before.ip, open_, event)
         if event.type == EventType.ALLOCATED and event.claim is not None:
@@ -329,12 +334,11 @@ class Fold:
         elif event.type == EventType.RELEASED and before.claim is not None:
             self._let_go(bytes.fromhex(before.claim), before.ip, event)
 
-    def _shared(self, row: Address) -> Address:
-        """Thousands of addresses are bound on one node and network: these names are kept once."""
-        if row.node is None or row.network is None:
-            return row
-        known = self._names.setdefault
-        return row._replace(node=known(row.node, row.node), network=known(row.network, row.network))
+    def _once(self, said: str | None) -> str | None:
+        """The same text, as the object that other rows share."""
+        if len(self._texts) > TEXTS_MAX:
+            self._texts.clear()
+        return None if said is None else self._texts.setdefault(said, said)
 
     def _hold(self, ip: Ip, open_: Holding | None, event: Event) -> None:
         if event.type == EventType.ALLOCATED:
@@ -408,9 +412,7 @@ def after_event(row: Address, event: Event, details: Mapping[str, Any]) -> Addre
     match event.type:
         case EventType.ALLOCATED:
             claim = None if event.claim is None else event.claim.hex()
-            row = row._replace(
-                held=True, ready=0, holding=event.step, claim=claim, result=hidden(canonical(details["result"]))
-            )
+            row = row._replace(held=True, ready=0, holding=event.step, claim=claim, result=canonical(details["result"]))
             return row._replace(subject=event.subject, **_binding(event))
         case EventType.REBOUND:
             return row._replace(subject=event.subject, **_binding(event))
@@ -422,11 +424,6 @@ def after_event(row: Address, event: Event, details: Mapping[str, Any]) -> Addre
         case EventType.FORGOTTEN:
             return row._replace(claim=None, subject=None)
     return row._replace(withheld=event.type == EventType.WITHHELD)
-
-
-def hidden(result: str) -> str:
-    """What stands for an address's result: a tenth of its size."""
-    return hashlib.blake2b(result.encode(), digest_size=DIGEST_BYTES).hexdigest()
 
 
 def _binding(event: Event) -> Mapping[str, Any]:

@@ -28,7 +28,7 @@ from ledger.addresses import Ip
 from ledger.claims import salted
 from ledger.dialects import is_postgresql
 from ledger.events import Event
-from ledger.fold import ADDRESS, Fault, Fold, History, Holding, hidden
+from ledger.fold import DEFINING, Fault, Fold, History, Holding
 from ledger.images import Address
 from ledger.intervals import Interval, Intervals, normal, size, subtract
 from ledger.journal import Mark
@@ -96,13 +96,13 @@ class _Verification:
         if self.salt is None:
             return Report(0, 0, self.mark, (Fault("ledger 1", "expected a row, found none"),))
         self._read_journal()
-        mark, events = self.mark, self.fold.events
+        mark, events, used = self.mark, self.fold.events, len(self.fold.state.addresses)
         self._subjects()
         self._addresses()
         self._definitions()
         self._extents()
         self._judge_ahead()
-        return Report(events, len(self.fold.state.addresses), mark, tuple(self.faults), tuple(self.unjudged))
+        return Report(events, used, mark, tuple(self.faults), tuple(self.unjudged))
 
     def _judge(self, found: Iterable[Fault]) -> None:
         """Faults, unless a transaction that would not end may still explain them."""
@@ -123,6 +123,8 @@ class _Verification:
             self._read(before, mark)
             compare()
         self._read(before)
+        # What was recorded while that was read, so that few rows will be ahead.
+        self._read(self._fence())
         self.faults += self.fold.settle()
         if not self.ordered:
             self._sequence()
@@ -147,7 +149,7 @@ class _Verification:
         self.faults += self.fold.apply(event)
         self.mark = Mark(event.tx, event.position)
         self.highest = max(self.highest, self.mark, key=lambda mark: mark.position)
-        self.changes += event.type not in ADDRESS
+        self.changes += event.type in DEFINING
         if self.ahead or self.late:
             self._meet(event)
 
@@ -284,11 +286,11 @@ class _Verification:
             self.faults += _differences(_address(ip), known[ip], None)
 
     def _hidden(self, row: Address, image: Address | None) -> Address:
-        """The row with hashes for its claim and its result. Without the true salt its claim cannot be judged."""
+        """The row with the hash of its claim, which without the true salt cannot be judged."""
         claim = image.claim if image else None
         if self.salt is not None:
             claim = None if row.claim is None else salted(self.salt, row.claim).hex()
-        return row._replace(claim=claim, result=hidden(row.result))
+        return row._replace(claim=claim)
 
     def _definitions(self) -> None:
         """The tables that definitions and the ledger's standing change. If they do it now, they are read again."""
@@ -298,8 +300,9 @@ class _Verification:
                 return
             self._catch_up()
             if self.changes == changes or not self.reached:
-                break
-        self._judge(wrong)
+                self._judge(wrong)
+                return
+        self.unjudged.append(Fault("ledger", f"it changed during each of {ROUNDS_MAX} reads"))
 
     def _misdefined(self) -> Iterator[Fault]:
         state = self.fold.state
@@ -322,7 +325,8 @@ class _Verification:
             script = ScriptDirectory(str(Path(migrations.__file__).parent)).get_revision(revision or "")
         except CommandError:
             return {}
-        return {"oldest_software": script.module.oldest_software}
+        oldest = getattr(script and script.module, "oldest_software", None)
+        return {} if oldest is None else {"oldest_software": oldest}
 
     def _extents(self) -> None:
         """What is offered is what is available and was never used. Until a new definition it only shrinks."""

@@ -490,3 +490,18 @@ def test_the_agents_memory_holds_no_secret_of_the_database_in_its_log(agents: Ag
     agent.add(Sandbox("c1"))
     assert "postgresql://" not in agent.log
     assert os.environ.get("SPIDERLEDGER_DATABASE", "no-such-thing") not in agent.log
+
+
+def test_a_pod_in_a_file_that_cannot_be_read_loses_nothing(agents: Agents, cluster: Path, database: Database) -> None:
+    write(cluster, "pods.yaml", pod("web-0"))
+    agent = agents()
+    nameless = Sandbox("a1", pod="web-0")
+    first = agent.add(nameless)
+    (cluster / "pods.yaml").unlink()
+    (cluster / "other.yaml").symlink_to("nowhere")
+    assert agent.delete(nameless).code == 0
+    assert agent.spooled == ["a1:eth0"], "what is not seen while something cannot be read proves nothing"
+    (cluster / "other.yaml").unlink()
+    write(cluster, "pods.yaml", pod("web-0"))
+    until(lambda: agent.spooled == [])
+    assert agent.add(Sandbox("a2", pod="web-0")).addresses == first.addresses

@@ -45,6 +45,7 @@ test-ippool-7   4         10.7.0.0/16   1                    10               fa
 """
 LINES = (  # Each must be said once, in this order.
     r"cluster: 2 nodes, 2 pools, 2 pods in \.demo/cluster; ledger: SQLite in \.demo/state",
+    r"containers: processes [0-9]+, [0-9]+ wait in their place",
     r"agent: process [0-9]+ answers STATUS after .* s",
     r"ADD test-app-j9ftl on controller-node-1: eth0 has 10\.6\.168\.60/16, default route via 10\.6\.0\.1 \(.*\)",
     r"ADD test-app-nkq5h on worker-node-1: eth0 has 10\.7\.168\.60/16, default route via 10\.7\.0\.1 \(.*\)",

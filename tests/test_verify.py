@@ -109,9 +109,11 @@ def tampering(kept: Kept, table: Table) -> Iterator[Connection]:
     """The same, and afterwards the table is as it was."""
     with by_hand(kept.database) as connection:
         rows = [dict(row._mapping) for row in connection.execute(select(table))]
-        yield connection
-        connection.execute(table.delete())
-        connection.execute(insert(table), rows)
+        try:
+            yield connection
+        finally:
+            connection.execute(table.delete())
+            connection.execute(insert(table), rows)
 
 
 def change(connection: Connection, table: Table, row: Any, **cells: Any) -> None:

@@ -6,6 +6,7 @@ nothing about addresses: the agent does, and the answers are those of the comman
 
 from __future__ import annotations
 
+import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -86,7 +87,7 @@ class Demo:
         """The whole script."""
         self._describe()
         self._lay_network()
-        sandboxes = [self._open_sandbox() for _ in self.scenario.pods]
+        sandboxes = self._open_sandboxes()
         if self.on_server:
             self._prepare_server()
         self._start_agent()
@@ -125,8 +126,14 @@ class Demo:
         ends = ", ".join(f"{zone.router} to {interface} of {zone.node}" for zone in zones)
         self.say(f"network: a router with {ends}")
 
-    def _open_sandbox(self) -> Sandbox:
-        return self.parts.enter_context(netlab.sandbox(self.processes, isolated=self.lab is not None))
+    def _open_sandboxes(self) -> list[Sandbox]:
+        isolated = self.lab is not None
+        opened = [
+            self.parts.enter_context(netlab.sandbox(self.processes, isolated=isolated)) for _ in self.scenario.pods
+        ]
+        waiting = ", ".join(str(each.process.pid) for each in opened)
+        self.say(f"containers: processes {waiting} wait in their place")
+        return opened
 
     def _prepare_server(self) -> None:
         """An agent on a folder closes every pool that the folder does not show: none may be there but the demo's."""
@@ -151,7 +158,7 @@ class Demo:
                 raise DemoError(f"the agent does not serve after {START_SECONDS_MAX:g} s: {self.place.last_words}")
             time.sleep(LOOK_SECONDS)
         if self.on_server:
-            self.parts.callback(self._withdraw)
+            self.parts.callback(self._withdraw, agent)
         self.say(f"agent: process {agent.pid} answers STATUS after {time.monotonic() - began:.1f} s")
 
     def _agent_serves(self) -> bool:
@@ -241,10 +248,12 @@ class Demo:
         said = ", ".join(f"{name} {count}" for name, count in counts.items())
         self.say(f"counted anew from the {len(events)} events of the log: {said}\n")
 
-    def _withdraw(self) -> None:
+    def _withdraw(self, agent: subprocess.Popen[str]) -> None:
         """A server's ledger outlives the demo: its pods and pools go, their events stay."""
         self.processes.end()
         try:
+            if agent.poll() is not None:
+                raise DemoError(f"the agent has ended with {agent.returncode}")
             for each in list(self.added):
                 self._delete(each)
             pools = [ObjectKey("SpiderIPPool", "", pool.metadata.name) for pool in self.scenario.snapshot.pools()]
