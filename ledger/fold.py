@@ -13,6 +13,7 @@ Pure.
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -138,7 +139,7 @@ def _at(history: History, version: int) -> Iterator[Pool | Reservation]:
     for versions in history.values():
         last = max((each for each in versions if each <= version), default=None)
         value = None if last is None else versions[last].value
-        if value is not None and value.state is not State.RETIRED:
+        if value is not None:
             yield value
 
 
@@ -505,6 +506,9 @@ def _value(id_: int, event: Event, details: Mapping[str, Any]) -> Pool | Reserva
 # Reading ----------------------------------------------------------------------------------------
 
 
+_ID: Final = re.compile(r"0|[1-9][0-9]{0,9}")
+
+
 def _whole(value: Any) -> bool:
     return isinstance(value, int)
 
@@ -522,7 +526,7 @@ def _ids(value: Any) -> bool:
 
 
 def _by_pool(value: Any) -> bool:
-    return isinstance(value, dict) and all(key.isdecimal() for key in value) and all(map(_whole, value.values()))
+    return isinstance(value, dict) and all(_ID.fullmatch(key) and _whole(count) for key, count in value.items())
 
 
 _NAMED = {"kind": _words, "namespace": _words, "name": _words, "uid": _words}
@@ -552,8 +556,8 @@ _COLUMNS: Final[Mapping[str, tuple[str, ...]]] = {
 
 def _misshapen(event: Event, details: Any) -> str:
     """What an event lacks that its type needs."""
-    if not isinstance(details, dict):
-        return "its data is no object"
+    if not isinstance(details, dict) or canonical(details) != event.data:
+        return "its data is no object in canonical JSON"
     lacking = [name for name in _COLUMNS.get(event.type, ()) if getattr(event, name) is None]
     shape = _SHAPES.get(event.type, {})
     lacking += [f"data.{name}" for name, fits in shape.items() if not fits(details.get(name))]

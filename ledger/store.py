@@ -212,13 +212,22 @@ class Ledger:
         if verdict is Standing.OPEN:
             self._refresh()
             return batch, {}
-        if self._reopened(head):
-            return batch, {}
-        if verdict in (Standing.NEW, Standing.TRUST):
-            trust(self._engine, head)
+        if self._reopened(head) or self._recorded(verdict, head):
             return batch, {}
         refusal = self._closed(verdict, head)
         return [], give_up(batch, refusal.reason, refusal.text)
+
+    def _recorded(self, verdict: Standing, head: Head) -> bool:
+        """Whether there was something to record. Another agent may have been quicker, with something else: look again."""
+        match verdict:
+            case Standing.NEW | Standing.TRUST:
+                trust(self._engine, head)
+            case Standing.LOST:
+                lost = f"event {self._witness.latest} was acknowledged and is not in the journal any more"
+                fence(self._engine, head, lost)
+            case _:
+                return False
+        return True
 
     def _reopened(self, head: Head) -> bool:
         """Another file may lie where SQLite opened this one: only a new connection finds it. Once for each file."""
@@ -229,16 +238,11 @@ class Ledger:
         return True
 
     def _closed(self, verdict: Standing, head: Head) -> Refusal:
-        """Why nothing may be done now; the first agent that sees it records it."""
-        match verdict:
-            case Standing.LOST:
-                reason = f"event {self._witness.latest} was acknowledged and is not in the journal any more"
-                fence(self._engine, head, reason)
-                return Refusal(Reason.FENCED, _FENCED_TEXT.format(reason))
-            case Standing.FENCED:
-                return Refusal(Reason.FENCED, _FENCED_TEXT.format(head.fenced))
-            case Standing.DOUBT:
-                doubt(self._engine, head, head.now + self._doubt_us)
+        """Why nothing may be done now; the first agent that doubts records it."""
+        if verdict is Standing.FENCED:
+            return Refusal(Reason.FENCED, _FENCED_TEXT.format(head.fenced))
+        if verdict is Standing.DOUBT:
+            doubt(self._engine, head, head.now + self._doubt_us)
         return Refusal(Reason.DOUBT, _DOUBT_TEXT)
 
     def _settle(self, deadline: float) -> bool:
@@ -311,11 +315,8 @@ class Ledger:
             verdict = standing(head, doubt_us=self._doubt_us)
             if verdict is Standing.OPEN:
                 return None
-            if self._reopened(head):
-                continue
-            if verdict not in (Standing.NEW, Standing.TRUST):
+            if not self._reopened(head) and not self._recorded(verdict, head):
                 return self._closed(verdict, head)
-            trust(self._engine, head)
         return Refusal(Reason.BUSY, "the ledger's standing keeps changing; try again")
 
     # Objects without a uid -------------------------------------------------------------------

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from array import array
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -78,7 +78,7 @@ class _Verification:
         self.engine = engine
         self.ordered = not is_postgresql(engine)
         self.fold = Fold(ordered=self.ordered)
-        self.mark = self.highest = self.of_holdings = Mark()
+        self.mark = self.highest = self.holdings_at = Mark()
         self.faults: list[Fault] = []
         self.unjudged: list[Fault] = []
         self.misheld: list[Fault] = []
@@ -113,10 +113,10 @@ class _Verification:
     def _read_journal(self) -> None:
         """To the fence as it stands now, with a stop at each projection's checkpoint."""
         occupancy, rows = self._projected(tables.occupancy)
-        self.of_holdings, _ = self._projected(tables.holding, limit=1)
+        self.holdings_at, _ = self._projected(tables.holding, limit=1)
         before = self._fence()
         stops: list[tuple[Mark, Callable[[], None]]] = [
-            (self.of_holdings, self._holdings),
+            (self.holdings_at, self._holdings),
             (occupancy, lambda: self._occupancy(occupancy, rows)),
         ]
         for mark, compare in sorted(stops, key=lambda stop: stop[0]):
@@ -225,7 +225,7 @@ class _Verification:
         """The open holdings at their checkpoint, and rows that should not be there."""
         ended: Mapping[Ip, array[int]] = self.ended or {}
         self.ended = None
-        if self.of_holdings == DROPPED:
+        if self.holdings_at == DROPPED:
             self.unjudged.append(Fault("holding", REBUILT))
             return
         open_ = self.fold.state.holdings
@@ -246,14 +246,14 @@ class _Verification:
             self._catch_up()
         for ip, row in sorted(self.ahead.items()):
             self._judge(_differences(_address(ip), self.fold.state.addresses.get(ip), row))
-        for image, found in self.late.values():
-            self.misheld += _differences(_holding(found), image, found)
+        late = [fault for image, row in self.late.values() for fault in _differences(_holding(row), image, row)]
         with self.engine.connect() as connection:
             now = _checkpoint(connection, tables.holding)
-        if self.misheld and now is not None and now < self.of_holdings:
+        if (self.misheld or late) and now is not None and now < self.holdings_at:
             self.unjudged.append(Fault("holding", REBUILT))
         else:
-            self._judge(self.misheld)
+            self.faults += self.misheld
+            self._judge(late)
 
     # State -----------------------------------------------------------------------------------
 
@@ -382,10 +382,9 @@ def _checkpoint(connection: Connection, table: Table) -> Mark | None:
 
 def _latest(history: History) -> dict[Key, Cells]:
     """The rows of pools or reservations as the last definition that changed them left them."""
-    last = {id_: versions[max(versions)]._asdict() for id_, versions in history.items()}
-    return {
-        (id_,): {"id": id_, **{name: cells[name] for name in cells if name != "value"}} for id_, cells in last.items()
-    }
+    last = {id_: versions[max(versions)] for id_, versions in history.items()}
+    names = ("uid", "name", "state", "document")
+    return {(id_,): {"id": id_, **{name: getattr(row, name) for name in names}} for id_, row in last.items()}
 
 
 def _offered(engine: Engine) -> dict[int, list[Interval]]:
@@ -400,7 +399,7 @@ def _without(available: Intervals, used: Intervals) -> Intervals:
     """What is available and not used. Of the used ones only those around are looked at: there are many."""
     if not available:
         return ()
-    first, last = bisect_left(used, available[0]), bisect_right(used, (available[-1][1], available[-1][1]))
+    first, last = (bisect_left(used, (ip, Ip(0))) for ip in (available[0][0], Ip(available[-1][1] + 1)))
     return subtract(available, used[max(first - 1, 0) : last])
 
 

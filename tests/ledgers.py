@@ -374,7 +374,8 @@ def small(salt: bytes = b"salt", seed: int = 0, acts: int = 60) -> Past:
     past.define_pool(2, "fd00::1", 12)
     past.live(acts // 2)
     first = parse("10.0.1.1")
-    past.define_pool(3, "10.0.3.1", 4)
+    # Its first address follows the last of pool 1.
+    past.define_pool(3, "10.0.1.13", 4)
     past.commit()
     past.reserve(4, [Ip(first + 2), Ip(first + 3)])
     past.commit()

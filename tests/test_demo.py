@@ -267,6 +267,16 @@ def test_on_a_server_it_withdraws_its_pools_and_leaves_their_events(
     assert stays(tmp_path) == []
 
 
+def test_on_a_server_it_says_so_when_its_pools_must_stay(begin: Begin, tmp_path: Path, postgresql: Database) -> None:
+    process = begin(SPIDERLEDGER_DATABASE=postgresql.url)
+    line = read_until(process, "agent:").splitlines()[-1]
+    os.kill(int(line.split()[2]), signal.SIGKILL)
+    said, _ = ended(process, 1)
+    assert "could not be withdrawn from PostgreSQL: the agent has ended with -9" in said
+    assert pool_states(postgresql) == {"open"}
+    assert stays(tmp_path) == []
+
+
 def test_a_server_with_somebodys_pools_is_left_alone(begin: Begin, tmp_path: Path, postgresql: Database) -> None:
     """An agent on the demo's folder would close them."""
     from tests.acts import a_pool, define

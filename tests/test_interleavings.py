@@ -8,21 +8,23 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 from threading import Barrier
 from typing import Any
 
 import pytest
 from sqlalchemy import Connection, Engine, text
-from sqlalchemy import event as listening
 
-from ledger.addresses import parse
+from ledger.addresses import from_key, parse
 from ledger.admission import AdmissionRefused
 from ledger.definition import Definition
 from ledger.definitions import StillHeldError
+from ledger.images import Demand, Plan
 from ledger.intervals import contains
+from ledger.reading import read
 from ledger.redefine import Change, DefinePool, DefineReservation, RetirePool, RetireReservation
-from ledger.requests import Answer, Done, Free, Granted, Refusal, Request, Reselect
+from ledger.requests import Acquire, Answer, Done, Free, Granted, Request, Reselect
 from ledger.store import Ledger, LedgerAwayError, Settings
 from tests.acts import (
     HeldBatch,
@@ -237,35 +239,24 @@ def test_rows_that_come_back_below_an_agents_bound_are_found(postgresql: Databas
 def test_a_batch_does_not_pass_over_what_an_old_snapshot_keeps_in_the_index(
     postgresql: Database, engine: Engine
 ) -> None:
-    writes = patient(postgresql.engine())
-    ledger = Ledger(writes, Settings(doubt_seconds=0))
+    ledger = agent(postgresql)
     definition = define(ledger, a_pool("a", "10.1.0.1-10.1.0.50"))
-    sent: list[tuple[str, Any]] = []
-
-    @listening.listens_for(writes, "before_cursor_execute")
-    def note(connection: Any, cursor: Any, statement: str, parameters: Any, context: Any, executemany: bool) -> None:
-        if "since_0" in parameters:
-            sent.append((statement, parameters))
-
     with engine.connect().execution_options(isolation_level="REPEATABLE READ") as old, old.begin():
         old.execute(text("SELECT count(*) FROM address"))
         for turn in range(20):
             users = pods(50, f"turn-{turn}")
             ask(ledger, *(add(definition, pod) for pod in users))
             ask(ledger, *(delete(pod) for pod in users))
-        ask(ledger, add(definition, Pod()))
-        statement, parameters = sent[-1]
-        bounded, unbounded = (pages(engine, statement, each) for each in (parameters, {**parameters, "since_0": 0}))
+        bounded, unbounded = (pages(engine, since) for since in (row(engine, "10.1.0.1").ready, 0))
     assert bounded * 2 < unbounded, (bounded, unbounded)
 
 
-def pages(engine: Engine, statement: str, parameters: Any) -> int:
-    """How many pages the statement touches."""
+def pages(engine: Engine, since: int) -> int:
+    """How many pages of addresses a batch touches to find one that is idle since then."""
+    query = text("SELECT pg_stat_get_xact_blocks_fetched(CAST('address' AS regclass))")
     with session(engine) as connection:
-        [plan] = connection.exec_driver_sql(
-            f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {statement}", parameters
-        ).scalar_one()
-    return int(plan["Plan"]["Shared Hit Blocks"] + plan["Plan"]["Shared Read Blocks"])
+        read(connection, Plan(demands=(Demand(1, 1, since, None, 1),)), None)
+        return int(connection.execute(query).scalar_one())
 
 
 # Two agents, one claim ----------------------------------------------------------------------------
@@ -452,42 +443,68 @@ def test_an_agent_that_lost_its_connections_settles_again(postgresql: Database, 
 
 # Definitions and acts -----------------------------------------------------------------------------
 
-WHOLE = a_pool("a", "10.1.0.1-10.1.0.9")
-CHANGES: dict[str, Change] = {
-    "exclude": DefinePool(a_pool("a", "10.1.0.1-10.1.0.9", exclude_ips=("10.1.0.1-10.1.0.7",))),
-    "shrink": DefinePool(a_pool("a", "10.1.0.8-10.1.0.9")),
-    "grow": DefinePool(a_pool("a", "10.1.0.1-10.1.0.19")),
-    "reserve all": DefineReservation(a_reservation("r", "10.1.0.1-10.1.0.9")),
-    "reserve one": DefineReservation(a_reservation("r", "10.1.0.9")),
-    "give back": RetireReservation("uid-s"),
-    "close": close("a"),
-    "retire": RetirePool("uid-a"),
+
+@dataclass(frozen=True)
+class Site:
+    """A pool .1-.9 with a holder of .2 and somebody who had .1; .3 is reserved, the rest was never used."""
+
+    number: int
+
+    @property
+    def name(self) -> str:
+        return f"a{self.number}"
+
+    @property
+    def holder(self) -> Pod:
+        return Pod(f"holder-{self.number}", f"uh-{self.number}", "ch", stamp=10)
+
+    @property
+    def gone(self) -> Pod:
+        return Pod(f"gone-{self.number}", f"ug-{self.number}", "cg", stamp=10)
+
+    def ip(self, last: int) -> str:
+        return f"10.1.{self.number}.{last}"
+
+    def ips(self, first: int, last: int) -> str:
+        return f"{self.ip(first)}-{self.ip(last)}"
+
+    def pool(self, first: int, last: int, *excluded: str) -> DefinePool:
+        return DefinePool(a_pool(self.name, self.ips(first, last), exclude_ips=excluded))
+
+    def reserve(self, first: int, last: int, name: str = "r") -> DefineReservation:
+        return DefineReservation(a_reservation(f"{name}{self.number}", self.ips(first, last)))
+
+    def build(self, ledger: Ledger) -> Site:
+        define(ledger, self.pool(1, 9), self.reserve(3, 3, "s"))
+        assert given(ledger, self.gone, self.name) == self.ip(1)
+        assert given(ledger, self.holder, self.name) == self.ip(2)
+        one(ledger, delete(self.gone))
+        return self
+
+    def add(self, definition: Definition, pod: Pod, last: int | None = None) -> Acquire:
+        address = None if last is None else self.ip(last)
+        return add(definition, pod, self.name, address=address, exact=last is not None)
+
+
+CHANGES: dict[str, Callable[[Site], Change]] = {
+    "exclude": lambda site: site.pool(1, 9, site.ips(1, 7)),
+    "shrink": lambda site: site.pool(8, 9),
+    "grow": lambda site: site.pool(1, 19),
+    "reserve all": lambda site: site.reserve(1, 9),
+    "reserve one": lambda site: site.reserve(9, 9),
+    "give back": lambda site: RetireReservation(f"uid-s{site.number}"),
+    "close": lambda site: close(site.name),
+    "retire": lambda site: RetirePool(f"uid-{site.name}"),
 }
-HELD, IDLE = "10.1.0.2", "10.1.0.1"
-
-
-def scene(ledger: Ledger) -> tuple[Pod, Pod]:
-    """A holder of 10.1.0.2 and somebody who had 10.1.0.1; 10.1.0.3 is reserved, the rest was never used."""
-    define(ledger, WHOLE, a_reservation("s", "10.1.0.3"))
-    gone, holder = pods(2)
-    assert [given(ledger, gone), given(ledger, holder)] == [IDLE, HELD]
-    one(ledger, delete(gone))
-    return gone, holder
-
-
-ACTS: dict[str, Callable[[Definition, Pod, Pod], Request]] = {
-    "the idle address": lambda definition, gone, holder: add(definition, Pod("new"), "a"),
-    "a fresh address": lambda definition, gone, holder: add(
-        definition, Pod("new"), "a", address="10.1.0.4", exact=True
-    ),
-    "one out of an extent": lambda definition, gone, holder: add(
-        definition, Pod("new"), "a", address="10.1.0.6", exact=True
-    ),
-    "its own last address": lambda definition, gone, holder: add(definition, gone.new("again"), "a"),
-    "another container": lambda definition, gone, holder: add(definition, holder.new("again"), "a"),
-    "a del": lambda definition, gone, holder: delete(holder),
-    "a del of a pod that lives": lambda definition, gone, holder: delete(holder, alive=holder.uid),
-    "a free by hand": lambda definition, gone, holder: Free(parse(HELD), 1, "alice", "operator"),
+ACTS: dict[str, Callable[[Site, Definition], Request]] = {
+    "the idle address": lambda site, now: site.add(now, Pod(f"new-{site.number}")),
+    "a fresh address": lambda site, now: site.add(now, Pod(f"new-{site.number}"), 4),
+    "one out of an extent": lambda site, now: site.add(now, Pod(f"new-{site.number}"), 6),
+    "its own last address": lambda site, now: site.add(now, replace(site.gone, container="again", stamp=20)),
+    "another container": lambda site, now: site.add(now, replace(site.holder, container="again", stamp=20)),
+    "a del": lambda site, now: delete(site.holder),
+    "a del of a pod that lives": lambda site, now: delete(site.holder, alive=site.holder.uid),
+    "a free by hand": lambda site, now: Free(parse(site.ip(2)), 1, "alice", "operator"),
 }
 
 
@@ -500,81 +517,77 @@ def changed(ledger: Ledger, change: Change) -> str:
     return "in use" if isinstance(outcome, AdmissionRefused) else "made"
 
 
-def check_holders(engine: Engine, ledger: Ledger, change: Change) -> None:
-    """Nobody holds what an edit of the pool took away."""
+def check_site(engine: Engine, ledger: Ledger, site: Site, change: Change) -> None:
+    """Everything is true, and nobody holds what an edit of the pool took away."""
     check(engine)
     if isinstance(change, DefinePool):
-        [pool] = ledger.refresh().pools
-        assert all(contains(pool.effective, found.ip) for found in held(engine))
-
-
-def held(engine: Engine) -> list[Any]:
-    with engine.connect() as connection:
-        return list(connection.execute(text("SELECT * FROM address WHERE held")).mappings()) and [
-            row(engine, ip) for ip in (f"10.1.0.{number}" for number in range(1, 20)) if is_held(engine, ip)
-        ]
-
-
-def is_held(engine: Engine, ip: str) -> bool:
-    with engine.connect() as connection:
-        query = text("SELECT held FROM address WHERE ip = :ip")
-        return bool(connection.execute(query, {"ip": parse(ip).to_bytes(5, "big")}).scalar())
+        effective = ledger.refresh().by_name[site.name].effective
+        query = text("SELECT ip FROM address WHERE held AND pool = :pool")
+        with engine.connect() as connection:
+            pool = ledger.definition().by_name[site.name].id
+            held = connection.execute(query, {"pool": pool}).scalars().all()
+        assert all(contains(effective, from_key(bytes(ip))) for ip in held)
 
 
 @pytest.mark.usefixtures("unhurried")
 @pytest.mark.parametrize("point", ["after its read", "before its commit"])
-@pytest.mark.parametrize("act", ACTS)
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_change_waits_for_the_acts_that_it_meets_and_sees_what_they_did(
-    postgresql: Database, engine: Engine, change: str, act: str, point: str
+    postgresql: Database, engine: Engine, change: str, point: str
 ) -> None:
     ledger = agent(postgresql)
-    gone, holder = scene(ledger)
-    batch = HeldBatch(engine, ledger.definition(), ACTS[act](ledger.definition(), gone, holder)).read()
-    if point == "before its commit":
-        batch.write()
-    task = Task(lambda: changed(ledger, CHANGES[change]))
-    until(lambda: waiting_for_lock(engine) > 0 or not task.is_alive(), "the change waits, or need not wait")
-    if point == "after its read":
-        batch.write()
-    batch.commit()
-    freed = act in ("a del", "a free by hand")
     takes_held = {"exclude": "in use", "shrink": "in use", "retire": "still held"}
-    nobody_left = freed and change in takes_held
-    assert task.result() == ("made" if nobody_left else takes_held.get(change, "made"))
-    check_holders(engine, ledger, CHANGES[change])
+    for number, (act, request_of) in enumerate(ACTS.items()):
+        site = Site(number).build(ledger)
+        changing, definition = CHANGES[change](site), ledger.definition()
+        batch = HeldBatch(engine, definition, request_of(site, definition)).read()
+        if point == "before its commit":
+            batch.write()
+        task = Task(partial(changed, ledger, changing))
+        until(lambda task=task: waits(engine, 1, task), "the change waits, or need not wait")  # type: ignore[misc]
+        if point == "after its read":
+            batch.write()
+        batch.commit()
+        nobody_left = act in ("a del", "a free by hand")
+        assert task.result() == ("made" if nobody_left else takes_held.get(change, "made")), act
+        check_site(engine, ledger, site, changing)
+
+
+def waits(engine: Engine, sessions: int, task: Task[Any]) -> bool:
+    return waiting_for_lock(engine) >= sessions or not task.is_alive()
 
 
 @pytest.mark.usefixtures("unhurried")
 @pytest.mark.parametrize("point", ["after its extents", "after its rows"])
-@pytest.mark.parametrize("act", ACTS)
 @pytest.mark.parametrize("change", CHANGES)
 def test_an_act_that_meets_a_change_is_judged_by_what_the_change_leaves(
-    postgresql: Database, engine: Engine, change: str, act: str, point: str
+    postgresql: Database, engine: Engine, change: str, point: str
 ) -> None:
     definer, ledger = agent(postgresql), agent(postgresql)
-    gone, holder = scene(definer)
-    definition = ledger.refresh()
-    request = ACTS[act](definition, gone, holder)
-    with session(engine) as somebody:
-        hold(somebody, CHANGES[change], point)
-        changing = Task(lambda: changed(definer, CHANGES[change]))
-        until(lambda: waiting_for_lock(engine) > 0 or not changing.is_alive(), "the change is held")
-        acting = Task(lambda: one(ledger, request))
-        waited = 1 + int(changing.is_alive())
-        until(lambda: waiting_for_lock(engine) >= waited or not acting.is_alive(), "the act waits, or need not wait")
-    changing.result()
-    answer = acting.result()
-    if isinstance(answer, Reselect):
-        answer = one(ledger, ACTS[act](ledger.definition(), gone, holder)) if ledger.definition().pools else answer
-    assert not (isinstance(answer, Refusal) and answer.reason == "busy")
-    check_holders(engine, ledger, CHANGES[change])
+    for number, (act, request_of) in enumerate(ACTS.items()):
+        site = Site(number).build(definer)
+        changing, definition = CHANGES[change](site), ledger.refresh()
+        with session(engine) as somebody:
+            hold(somebody, site, changing, point)
+            task = Task(partial(changed, definer, changing))
+            until(lambda task=task: waits(engine, 1, task), "the change is held")  # type: ignore[misc]
+            acting = Task(partial(one, ledger, request_of(site, definition)))
+            sessions = 1 + int(task.is_alive())
+            until(
+                lambda acting=acting, sessions=sessions: waits(engine, sessions, acting), "the act waits, or need not"
+            )  # type: ignore[misc]
+        task.result()
+        answer = acting.result()
+        if isinstance(answer, Reselect) and site.name in ledger.definition().by_name:
+            answer = one(ledger, request_of(site, ledger.definition()))
+        assert shown(answer) != "busy", act
+        check_site(engine, ledger, site, changing)
 
 
-def hold(somebody: Connection, change: Change, point: str) -> None:
+def hold(somebody: Connection, site: Site, change: Change, point: str) -> None:
     """Let the change run until it has its extents, or until it has its rows and would store what it says."""
     if point == "after its extents":
-        lock(somebody, IDLE, HELD)
+        lock(somebody, site.ip(1), site.ip(2))
     else:
         table = "reservation" if isinstance(change, DefineReservation | RetireReservation) else "pool"
         somebody.execute(text(f"LOCK TABLE {table} IN SHARE MODE"))
@@ -585,7 +598,7 @@ def test_a_reservation_that_meets_an_add_of_its_address_withholds_it_after_the_h
     postgresql: Database, engine: Engine
 ) -> None:
     ledger = agent(postgresql)
-    define(ledger, WHOLE)
+    define(ledger, a_pool("a", "10.1.0.1-10.1.0.9"))
     pod = Pod()
     batch = HeldBatch(engine, ledger.definition(), add(ledger.definition(), pod)).read()
     task = Task(lambda: define(ledger, a_reservation("r", "10.1.0.1")))
@@ -603,7 +616,7 @@ def test_an_address_split_out_of_an_extent_during_a_change_takes_none_of_its_nei
     postgresql: Database, engine: Engine
 ) -> None:
     ledger = agent(postgresql)
-    define(ledger, WHOLE)
+    define(ledger, a_pool("a", "10.1.0.1-10.1.0.9"))
     definition = ledger.definition()
     batch = HeldBatch(engine, definition, add(definition, Pod(), address="10.1.0.5", exact=True)).read().write()
     task = Task(lambda: define(ledger, a_reservation("r", "10.1.0.9")))
@@ -619,29 +632,27 @@ def test_an_address_split_out_of_an_extent_during_a_change_takes_none_of_its_nei
 
 def test_changes_race_acts_without_harm(postgresql: Database, engine: Engine) -> None:
     agents = [agent(postgresql) for _ in range(3)]
-    define(agents[0], WHOLE)
+    site = Site(0)
+    define(agents[0], site.pool(1, 9))
 
     def act(ledger: Ledger, number: int) -> None:
         for turn in range(30):
             users = pods(3, f"agent-{number}-{turn}")
-            asked = f"10.1.0.{turn % 9 + 1}"
             definition = ledger.definition()
             if definition.by_name:
-                ledger.act([add(definition, pod, "a", address=asked) for pod in users])
+                ledger.act([add(definition, pod, site.name, address=site.ip(turn % 9 + 1)) for pod in users])
                 ledger.act([delete(pod) for pod in users[:2]])
 
     def change(ledger: Ledger) -> None:
         for turn in range(30):
-            each = list(CHANGES.values())[turn * 5 % len(CHANGES)]
+            each = list(CHANGES.values())[turn * 5 % len(CHANGES)](site)
             try:
                 changed(ledger, each)
-                changed(ledger, DefinePool(WHOLE))
+                changed(ledger, site.pool(1, 9))
             except LedgerAwayError:
                 continue
 
-    race(
-        lambda: act(agents[1], 1), lambda: act(agents[2], 2), lambda: change(agents[0]),
-    )  # fmt: skip
+    race(lambda: act(agents[1], 1), lambda: act(agents[2], 2), lambda: change(agents[0]))
     check(engine)
 
 
@@ -662,7 +673,7 @@ def test_a_change_that_cannot_get_what_others_hold_says_so_and_changes_nothing(
     postgresql: Database, engine: Engine
 ) -> None:
     ledger = impatient(postgresql)
-    define(ledger, WHOLE)
+    define(ledger, a_pool("a", "10.1.0.1-10.1.0.9"))
     given(ledger, Pod())
     with session(engine) as somebody:
         lock(somebody, "10.1.0.1")

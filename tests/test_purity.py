@@ -11,8 +11,10 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FORBIDDEN_NAMES = {"open", "print", "input", "exec", "eval", "breakpoint", "__import__"}
-FORBIDDEN_MODULES = {"time", "random", "secrets", "os", "sys", "socket", "subprocess", "threading", "logging", "uuid", "tempfile",
-                     "pathlib", "shutil", "io"}  # fmt: skip
+FORBIDDEN_MODULES = {
+    "time", "random", "secrets", "os", "sys", "socket", "subprocess", "threading", "logging", "uuid", "tempfile",
+    "pathlib", "shutil", "io",
+}  # fmt: skip
 FORBIDDEN_METHODS = {"now", "utcnow", "today", "read_text", "write_text", "read_bytes", "write_bytes", "urandom"}
 
 

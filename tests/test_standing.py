@@ -20,6 +20,7 @@ from ledger.store import Ledger, LedgerAwayError, Settings
 from ledger.witness import Witness, WitnessFile
 from tests.acts import (
     Pod,
+    Task,
     a_pool,
     add,
     check,
@@ -29,10 +30,13 @@ from tests.acts import (
     given,
     journal,
     one,
+    patient,
     pods,
     reason,
+    session,
     try_define,
     until,
+    until_waiting,
 )
 from tests.conftest import Database
 from tests.postgresql import Server
@@ -209,7 +213,8 @@ def set_back(server: Server, copy: Path) -> None:
 def copy_owned(source: str, target: str) -> None:
     """A file with its owner."""
     shutil.copy2(source, target)
-    os.chown(target, os.stat(source).st_uid, os.stat(source).st_gid)
+    owner = Path(source).stat()
+    os.chown(target, owner.st_uid, owner.st_gid)
 
 
 @pytest.fixture
@@ -408,3 +413,24 @@ def test_a_database_that_knows_another_event_under_the_witness_number_has_lost_i
     assert last is not None
     path.write_text(f'{{"tx": {last.tx}, "id": {last.id + 1}}}')
     assert reason(one(Ledger(engine, Settings(witness=path)), delete(Pod()))) == "ledger-fenced"
+
+
+def test_a_loss_is_recorded_even_when_another_agent_records_its_doubt_at_the_same_moment(
+    postgresql: Database, tmp_path: Path
+) -> None:
+    engine = patient(postgresql.engine())
+    Ledger(engine, Settings(doubt_seconds=0)).act([delete(Pod())])
+    witness = tmp_path / "witness"
+    witness.write_text('{"tx": 1, "id": 1}')
+    knows = Ledger(patient(postgresql.engine()), Settings(witness=witness))
+    knows.act([])
+    with session(engine) as somebody:
+        somebody.execute(text("SELECT one FROM ledger FOR UPDATE"))
+        task = Task(lambda: one(knows, delete(Pod())))
+        until_waiting(engine, task)
+        somebody.execute(text("UPDATE ledger SET doubted = 'another server', doubt_until = 1"))
+        somebody.commit()
+    assert reason(task.result()) in ("ledger-fenced", "busy")
+    with engine.connect() as connection:
+        assert connection.execute(text("SELECT fenced FROM ledger")).scalar_one() is not None
+    assert types(engine) == ["ledger.opened", "ledger.fenced"]

@@ -186,6 +186,17 @@ def test_a_name_that_was_removed_from_its_subject_is_no_fault(kept: Kept) -> Non
         assert kept.verified().faults == ()
 
 
+def test_a_schema_of_newer_software_is_verified_but_for_what_only_that_knows(kept: Kept) -> None:
+    with by_hand(kept.database) as connection, tampering(kept, tables.ledger):
+        connection.execute(tables.ledger.update().values(oldest_software="9.9.9"))
+        known = connection.execute(
+            text("UPDATE alembic_version SET version_num = '9999' RETURNING '0001'")
+        ).scalar_one()
+        found = kept.verified()
+        connection.execute(text("UPDATE alembic_version SET version_num = :known"), {"known": known})
+    assert found.faults == ()
+
+
 def test_projections_are_held_against_the_journal_at_their_own_checkpoint(database: Database) -> None:
     engine = database.engine()
     past = small(salt_of(engine), acts=40)
