@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from ledger.addresses import Ip
 from ledger.claims import CONTAINER, Span, both_families, exactly
-from ledger.decide import Attempt, Decision, Setback, Unmet, place_of
+from ledger.decide import Attempt, Decision, Setback, Unmet, places_of
 from ledger.images import DEMANDS_MAX, Asked, Demand, Plan
 from ledger.requests import Acquire, Answer, Free, Reason, Refusal, Refuse, Release, Request
 
@@ -80,8 +80,8 @@ def _pools(attempt: Attempt) -> set[int]:
 def _places(attempt: Attempt) -> list[tuple[int, bool]]:
     if not isinstance(attempt.request, Acquire):
         return []
-    wheres = (place_of(want, place) for want, place in zip(attempt.request.wants, attempt.places, strict=True))
-    return [where for where in wheres if where is not None]
+    wants = zip(attempt.request.wants, attempt.places, strict=True)
+    return [where for want, place in wants for where in places_of(want, place, attempt.reach)]
 
 
 def plan_of(batch: Sequence[Pending], since: dict[int, int]) -> Plan:
@@ -97,7 +97,7 @@ def plan_of(batch: Sequence[Pending], since: dict[int, int]) -> Plan:
         for pool, cools in _places(each.attempt):
             counts[pool] = counts.get(pool, 0) + 1
             cooling |= {pool} if cools else set()
-            hard |= {pool} if each.setback else set()
+            hard |= {pool} if each.setback and each.setback.why is not Unmet.NEXT_PLACE else set()
     demands = [
         Demand(
             pool,
@@ -132,15 +132,17 @@ def _asked(request: Request) -> list[Asked]:
 
 
 def advance(batch: Sequence[Pending], decision: Decision) -> list[Pending]:
-    """The requests of the batch that must be tried again, each a place further where its pool is exhausted."""
+    """The requests of the batch that must be tried again, further along where pools are exhausted."""
     return [_further(each, decision.setbacks[place]) for place, each in enumerate(batch) if place in decision.setbacks]
 
 
 def _further(pending: Pending, setback: Setback) -> Pending:
-    places = list(pending.attempt.places)
+    attempt = pending.attempt
     if setback.why is Unmet.NEXT_PLACE:
-        places[setback.want] += 1
-    return Pending(pending.index, replace(pending.attempt, places=tuple(places)), setback)
+        places = (*attempt.places[: setback.want], setback.place, *attempt.places[setback.want + 1 :])
+        # A long list of exhausted pools is passed in few rounds.
+        attempt = replace(attempt, places=places, reach=min(2 * attempt.reach, DEMANDS_MAX))
+    return Pending(pending.index, attempt, setback)
 
 
 def answered(batch: Sequence[Pending], decision: Decision) -> dict[int, Answer]:

@@ -53,19 +53,24 @@ class Unmet(Enum):
 
 @dataclass(frozen=True)
 class Attempt:
-    """A request and how far each of its wants has come along its places (see `place_of`)."""
+    """A request, how far each of its wants has come along its places, and how many it looks at now (`places_of`)."""
 
     request: Request
     places: tuple[int, ...] = ()
+    reach: int = 1
 
 
 @dataclass(frozen=True)
 class Setback:
-    """Why this attempt was not met; for a want, which and in which pool; for a claim or address, which row."""
+    """Why this attempt was not met; for a want, which and in which pool; for a claim or address, which row.
+
+    `place` is where the want goes on, if that is further along.
+    """
 
     why: Unmet
     want: int = 0
     pool: int | None = None
+    place: int = 0
     claim: str | None = None
     ip: Ip | None = None
 
@@ -98,14 +103,15 @@ class SetbackError(Exception):
         self.setback = setback
 
 
-def place_of(want: Want, number: int) -> tuple[int, bool] | None:
-    """Where a want is tried: each pool in order, then each again with its cooling addresses; None when all were.
+def places_of(want: Want, first: int, reach: int) -> list[tuple[int, bool]]:
+    """Where a want is tried: each pool in order, then each again with its cooling addresses; none when all were.
 
     The cooling period yields last of all: it keeps traffic from reaching the wrong pod, which is worth more
-    than the order of the list, but less than a pod that cannot start.
+    than the order of the list, but less than a pod that cannot start. One look goes never into both halves.
     """
     count = len(want.pools)
-    return (want.pools[number % count], number >= count) if number < 2 * count else None
+    end = count if first < count else 2 * count
+    return [(want.pools[number % count], number >= count) for number in range(first, min(first + reach, end))]
 
 
 def decide(
@@ -181,7 +187,7 @@ class _Draft:
             case Acquire():
                 if request.definition != self.head.definition:
                     return Reselect(self.head.definition)
-                grants = [self._want(request, number, attempt.places[number]) for number in range(len(request.wants))]
+                grants = [self._want(attempt, request, number) for number in range(len(request.wants))]
                 self._subject(request.subject)
                 return Granted(tuple(grants))
             case Release():
@@ -195,7 +201,7 @@ class _Draft:
 
     # Acquire ---------------------------------------------------------------------------------
 
-    def _want(self, request: Acquire, number: int, place: int) -> Grant:
+    def _want(self, attempt: Attempt, request: Acquire, number: int) -> Grant:
         want = request.wants[number]
         key = want.claim.key
         own = self.own.get(key)
@@ -205,42 +211,44 @@ class _Draft:
             self._unstirred(own, number)
         bound = request.binding if want.claim.interface == request.interface else None
         if own is None:
-            return self._allocate(request, want, bound, self._choose(want, number, place))
+            return self._allocate(request, want, bound, self._choose(attempt, want, number))
         if own.held:
-            return self._keep(request, want, number, place, bound, own)
+            return self._keep(attempt, request, number, bound, own)
         self.supply.spend(own.ip)
         if _suits(want, own):
             return self._allocate(request, want, bound, Choice(own.ip, own.pool, own, "own"))
         self._change(own, EventType.FORGOTTEN, request.actor, request.cause, claim=None, subject=None)
-        return self._allocate(request, want, bound, self._choose(want, number, place))
+        return self._allocate(request, want, bound, self._choose(attempt, want, number))
 
-    def _keep(
-        self, request: Acquire, want: Want, number: int, place: int, bound: Binding | None, own: Address
-    ) -> Grant:
+    def _keep(self, attempt: Attempt, request: Acquire, number: int, bound: Binding | None, own: Address) -> Grant:
         """The claim holds an address: the same answer, another container for it, or a move."""
+        want = request.wants[number]
         if bound is None or (own.container, own.node) == (bound.container, bound.node):
             return _grant(want.claim, own)
         self._refuse_superseded(own, bound)
         if own.pool in want.named and not (want.exact and want.address != own.ip):
             self._change(own, EventType.REBOUND, request.actor, request.cause, bound, request.subject)
             return _grant(want.claim, own)
-        choice = self._choose(want, number, place)
+        choice = self._choose(attempt, want, number)
         self._free_row(own, request.actor, request.cause, {}, self.head.now, moved=True)
         return self._allocate(request, want, bound, choice)
 
-    def _choose(self, want: Want, number: int, place: int) -> Choice:
+    def _choose(self, attempt: Attempt, want: Want, number: int) -> Choice:
         if want.address is not None:
             choice = self._asked(want, number, want.address)
             if choice is not None:
                 return choice
-        where = place_of(want, place)
-        if where is None:
+        places = places_of(want, attempt.places[number], attempt.reach)
+        if not places:
             raise RefusedError(_used_out(want))
-        pool, cooling = where
-        choice = self.supply.draw(pool, cooling=cooling)
-        if choice is not None:
-            return choice
-        raise SetbackError(Setback(self._shortage(pool), number, pool=pool))
+        for pool, cooling in places:
+            choice = self.supply.draw(pool, cooling=cooling)
+            if choice is not None:
+                return choice
+            shortage = self._shortage(pool)
+            if shortage is not Unmet.NEXT_PLACE:
+                raise SetbackError(Setback(shortage, number, pool))
+        raise SetbackError(Setback(Unmet.NEXT_PLACE, number, place=attempt.places[number] + len(places)))
 
     def _unstirred(self, row: Address, number: int = 0) -> None:
         """A row that a fellow of the batch has changed is not what was read any more: the next batch reads it anew."""

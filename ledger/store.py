@@ -218,7 +218,7 @@ class Ledger:
         return [], give_up(batch, refusal.reason, refusal.text)
 
     def _recorded(self, verdict: Standing, head: Head) -> bool:
-        """Whether there was something to record. Another agent may have been quicker, with something else: look again."""
+        """Whether there was something to record. Another agent may have recorded something else first: look again."""
         match verdict:
             case Standing.NEW | Standing.TRUST:
                 trust(self._engine, head)

@@ -11,7 +11,7 @@ import pytest
 
 from ledger.addresses import Ip, parse, text
 from ledger.course import FOR_EVER, advance, batch_of, begin, plan_of, subject_of
-from ledger.decide import Attempt, Decision, Setback, Unmet, decide, place_of
+from ledger.decide import Attempt, Decision, Setback, Unmet, decide, places_of
 from ledger.definition import Definition, Pool, State
 from ledger.events import digest
 from ledger.images import DEMANDS_MAX, UNBOUND, Address, Demand, Extent, Head, Images
@@ -196,16 +196,34 @@ def test_the_cooling_period_yields_only_at_the_second_look(
     assert " ".join([outcome(decision), *how]) == answer
 
 
-@pytest.mark.parametrize("pools, expected", [
-    ((), []),
-    ((7,), [(7, False), (7, True)]),
-    ((7, 3, 9), [(7, False), (3, False), (9, False), (7, True), (3, True), (9, True)]),
+@pytest.mark.parametrize("first, reach, expected", [
+    (0, 1, [(7, False)]),
+    (2, 1, [(9, False)]),
+    (3, 1, [(7, True)]),
+    (6, 1, []),
+    (0, 2, [(7, False), (3, False)]),
+    (1, 9, [(3, False), (9, False)]),  # never into both halves
+    (3, 9, [(7, True), (3, True), (9, True)]),
+    (6, 9, []),
 ])  # fmt: skip
 def test_pools_are_tried_in_their_order_and_then_again_with_what_cools(
-    pools: tuple[int, ...], expected: list[tuple[int, bool]]
+    first: int, reach: int, expected: list[tuple[int, bool]]
 ) -> None:
-    one = want(POD.claim(), *pools)
-    assert [place_of(one, number) for number in range(len(expected) + 1)] == [*expected, None]
+    assert places_of(want(POD.claim(), 7, 3, 9), first, reach) == expected
+    assert places_of(want(POD.claim()), first, reach) == []
+
+
+@pytest.mark.parametrize("idle, left, answer", [
+    ([], [], "next_place"),
+    ([used("10.1.1.3", 2)], [], "10.1.1.3"),
+    ([used("10.1.1.3", 2)], [1], "locked"),  # the pool before it has some, only not for us now
+])  # fmt: skip
+def test_a_far_look_takes_the_first_pool_that_has_something(idle: list[Address], left: list[int], answer: str) -> None:
+    attempt = Attempt(add(POD, 1, 2), (0,), reach=2)
+    decision = decide([attempt], images(idle=idle, left=left), definition(), SALT, count(1))
+    assert outcome(decision) == answer
+    if answer == "next_place":
+        assert decision.setbacks[0].place == 2
 
 
 @pytest.mark.parametrize("asked, extents, rest", [
@@ -263,9 +281,9 @@ TAKEN = held("10.1.0.3", OTHER)
 
 
 @pytest.mark.parametrize("read, request_, setback", [
-    (images(), add(), Setback(Unmet.NEXT_PLACE, pool=1)),
+    (images(), add(), Setback(Unmet.NEXT_PLACE, place=1)),
     (images(left=[1]), add(), Setback(Unmet.LOCKED, pool=1)),
-    (images(left=[2]), add(), Setback(Unmet.NEXT_PLACE, pool=1)),
+    (images(left=[2]), add(), Setback(Unmet.NEXT_PLACE, place=1)),
     (images(seen=[held("10.1.0.2")]), add(), Setback(Unmet.LOCKED, claim=POD.claim().key)),
     (images(seen=[last("10.1.0.2")], extents=[FRESH]), add(), Setback(Unmet.LOCKED, claim=POD.claim().key)),
     (images(seen_asked=[TAKEN]), add(address="10.1.0.3", exact=True), Setback(Unmet.LOCKED, ip=parse("10.1.0.3"))),
@@ -521,15 +539,25 @@ def test_a_batch_takes_no_more_than_its_limits_and_keeps_the_order_of_each_holde
     assert [each.index for each in now] == [0]
 
 
-def test_a_batch_reads_as_much_as_it_may_need_and_more_after_a_setback() -> None:
+def test_a_batch_reads_as_much_as_it_may_need_and_more_of_a_pool_that_others_have_locked() -> None:
     pending = begin([add(POD, 1, 2), add(OTHER, 1), add(Pod("third", "u3", "c3"), 2)])
     plan = plan_of(pending, {1: 500})
     assert plan.demands == [Demand(1, 2, 500, None, 1), Demand(2, 1, 0, None, 1)]
-    decision = judged(images(left=[2]), *(each.attempt.request for each in pending))
-    again = advance(pending, decision)
-    assert [(each.index, each.attempt.places) for each in again] == [(0, (1,)), (1, (1,)), (2, (0,))]
-    # Pool 1 is now tried with what cools; of pool 2 everything is looked at.
-    assert plan_of(again, {1: 500, 2: 600}).demands == [Demand(1, 1, 0, FOR_EVER, 64), Demand(2, 2, 0, None, 64)]
+    again = advance(pending, judged(images(left=[2]), *(each.attempt.request for each in pending)))
+    assert [(each.attempt.places, each.attempt.reach) for each in again] == [((1,), 2), ((1,), 2), ((0,), 1)]
+    # Pool 1 is tried with what cools; pool 2 must not be called exhausted before everything has been looked at.
+    assert plan_of(again, {1: 500, 2: 600}).demands == [Demand(1, 1, 500, FOR_EVER, 1), Demand(2, 2, 0, None, 64)]
+
+
+def test_a_long_list_of_exhausted_pools_is_passed_in_few_rounds() -> None:
+    pending = begin([add(POD, *range(1, 201))])
+    for rounds in count(1):
+        decision = decide([pending[0].attempt], images(), Definition(1), SALT, count(1))
+        if not decision.setbacks:
+            break
+        pending = advance(pending, decision)
+    assert outcome(decision) == "all-addresses-used-out"
+    assert rounds < 40
 
 
 def test_a_supply_puts_back_exactly_what_was_drawn() -> None:

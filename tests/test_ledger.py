@@ -441,6 +441,16 @@ def test_a_full_pool_yields_to_the_next_in_the_list(ledger: Ledger, engine: Engi
     check(engine)
 
 
+def test_a_pool_behind_many_full_ones_is_found(ledger: Ledger, engine: Engine) -> None:
+    names = [f"p{number}" for number in range(40)]
+    define(ledger, *(a_pool(name, f"10.1.{number}.1") for number, name in enumerate(names)))
+    definition = ledger.definition()
+    ask(ledger, *(add(definition, pod, name) for pod, name in zip(pods(39), names, strict=False)))
+    assert given(ledger, Pod("late", "u", "c"), *names) == "10.1.39.1"
+    assert shown(one(ledger, add(definition, Pod("later", "v", "d"), *names))) == "all-addresses-used-out"
+    check(engine)
+
+
 def test_the_cooling_period_yields_last_of_all_and_the_event_says_so(ledger: Ledger, engine: Engine) -> None:
     define(ledger, a_pool("a", "10.1.0.1", cooling=3600), a_pool("b", "10.1.1.1"))
     first, second, third = pods(3)

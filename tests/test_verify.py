@@ -38,7 +38,7 @@ from ledger.verify import Report
 from projector.projections import PROJECTIONS
 from projector.tail import Tail
 from tests.conftest import Database
-from tests.ledgers import inverted, journal_of, project, salt_of, small, store, store_more
+from tests.ledgers import Past, inverted, journal_of, project, salt_of, small, store, store_more
 from tests.postgresql import Server
 
 PROJECTED = (tables.checkpoint, tables.occupancy, tables.holding)
@@ -164,10 +164,41 @@ def test_a_ledger_of_many_pages_has_no_faults(database: Database) -> None:
         past.allocate(Ip(parse("10.7.0.1") + number), Subject("here", "many", f"pod-{number}", f"u{number}"))
     past.live(1_500, alone=0.1)
     store(engine, past)
-    found = verified(database)
+    reader = database.engine(writes=False)
+    with statements_of_each_transaction(reader) as counts:
+        found = verify.verify(reader)
     assert (found.faults, found.unjudged) == ((), ())
     assert found.events > 2 * PAGE_EVENTS
     assert found.addresses > verify.PAGE_ROWS
+    # No transaction grows with the ledger: one has at most a projection's rows, checkpoint and event.
+    assert max(counts) == 3
+
+
+@contextmanager
+def statements_of_each_transaction(engine: Engine) -> Iterator[list[int]]:
+    counts: list[int] = []
+    hook.listen(engine, "begin", lambda connection: counts.append(0))
+
+    def count(connection: Any, cursor: Any, statement: str, *_: Any) -> None:
+        counts[-1] += statement.startswith("SELECT")
+
+    hook.listen(engine, "after_cursor_execute", count)
+    yield counts
+
+
+def test_pools_that_touch_are_kept_apart(database: Database) -> None:
+    engine = database.engine()
+    past = Past(salt_of(engine))
+    past.open()
+    for id_, first in ((1, "10.0.1.1"), (2, "10.0.1.5")):
+        past.commit()
+        past.define_pool(id_, first, 4)
+    for number in (4, 5):
+        past.commit()
+        past.allocate(parse(f"10.0.1.{number}"), past.somebody())
+    past.commit()
+    store(engine, past)
+    assert verified(database).faults == ()
 
 
 def test_a_new_ledger_has_no_faults(database: Database) -> None:
