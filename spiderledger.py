@@ -135,7 +135,10 @@ def agent(
             reader = database.open()
             parts.callback(reader.dispose)
             _in_background(parts, "projector", lambda: _project(engine, reader, stop))
-        server = Server(socket_path, served.received)
+        try:
+            server = Server(socket_path, served.received)
+        except OSError as error:
+            leave(f"no socket at {socket_path}: {error}")
         parts.callback(server.close)
         served.start(server)
         parts.callback(served.stop)

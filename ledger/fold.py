@@ -448,8 +448,8 @@ def broken_rules(row: Address, open_: Holding | None, event: Event) -> Iterator[
         yield f"is in holding {holding}, but the event says {event.holding}"
     if event.recorded_at <= row.at:
         yield f"had its last event recorded at {row.at}, and this one at {event.recorded_at}"
-    earliest = open_.held_from if event.type == EventType.RELEASED and open_ is not None else None
-    earliest = event.recorded_at if event.type == EventType.ALLOCATED else earliest
+    began = open_.held_from if open_ is not None else None
+    earliest = event.recorded_at if event.type == EventType.ALLOCATED else began
     if earliest is not None and event.happened_at < earliest:
         yield f"has an event that happened at {event.happened_at}, before {earliest}"
 

@@ -208,7 +208,7 @@ class Past:
     # Addresses -------------------------------------------------------------------------------
 
     def allocate(self, ip: Ip, who: Subject, interface: str = "eth0", bound: bool = True) -> None:
-        id_ = next(id_ for id_, addresses in self._available().items() if ip in addresses)
+        id_ = next(id_ for id_, words in self.pools.items() if words.first <= ip < words.first + words.count)
         claim = Claim(who.cluster, "Pod", who.namespace, who.name, who.uid, interface, _family(ip)).key
         step = self.rows[ip].step + 1 if ip in self.rows else 1
         result = {"pool": f"pool-{id_}", "gateway": "", "routes": [], "vlan": self.random.randint(0, 4000)}

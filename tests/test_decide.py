@@ -551,7 +551,7 @@ def test_a_batch_reads_as_much_as_it_may_need_and_more_of_a_pool_that_others_hav
 
 def test_a_long_list_of_exhausted_pools_is_passed_in_few_rounds() -> None:
     pending = begin([add(POD, *range(1, 201))])
-    for rounds in count(1):
+    for rounds in count(1):  # noqa: B007 - looked at below
         decision = decide([pending[0].attempt], images(), Definition(1), SALT, count(1))
         if not decision.setbacks:
             break

@@ -208,7 +208,7 @@ def test_without_interfaces_and_in_a_folder_too_deep_for_a_socket_the_rest_is_sh
     ("cluster:", signal.SIGINT),
     ("agent:", signal.SIGTERM),
     ("ADD test-app-nkq5h", signal.SIGINT),
-    ("Pod default/test-app-j9ftl", signal.SIGHUP),
+    ("Pod default/test-app-j9ftl", signal.SIGTERM),
 ])  # fmt: skip
 def test_wherever_it_is_stopped_nothing_stays(
     begin: Begin, tmp_path: Path, moment: str, number: signal.Signals

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from itertools import permutations
 from random import Random
 from typing import Any
 
@@ -13,7 +14,7 @@ from ledger.addresses import parse
 from ledger.canonical import canonical
 from ledger.claims import Subject, salted
 from ledger.events import EPOCH_SHIFT, Event, EventType, sealed
-from ledger.fold import INVERSION_US, WAITING_MAX, Fault, Fold, Holding
+from ledger.fold import INVERSION_US, WAITING_MAX, Fault, Fold, Holding, told
 from tests.ledgers import Past, changed_cell, inverted, small
 
 WEB_1, WEB_2, WEB_3 = (Subject("here", "default", f"web-{number}", f"uid-{number}") for number in (1, 2, 3))
@@ -234,6 +235,8 @@ RULES: dict[str, tuple[Break, int, str]] = {
         lambda j: edit(j, ALLOCATED, happened_at=j[ALLOCATED].recorded_at - 1), ALLOCATED, "an event that happened at"),
     "released before it was allocated": (
         lambda j: edit(j, RELEASED, happened_at=j[ALLOCATED].recorded_at - 1), RELEASED, "an event that happened at"),
+    "rebound before it was allocated": (
+        lambda j: edit(j, REBOUND, happened_at=j[ALLOCATED].recorded_at - 1), REBOUND, "an event that happened at"),
     "released after it was recorded": (
         lambda j: edit(j, RELEASED, happened_at=j[RELEASED].recorded_at + 1), RELEASED, "after it was recorded at"),
     "a definition passed over": (lambda j: edit(j, REDEFINED, definition=3), REDEFINED, "definition 3 follows 1"),
@@ -363,6 +366,21 @@ def test_a_holding_is_told_as_far_as_the_journal_has_come_though_its_steps_are_i
     half = Holding(A, 1, held_until=released.happened_at, recorded_until=released.recorded_at, cause="del")
     assert fold.holding(A, 1) == half
     assert fold.holding(A, 2) is None
+
+
+def test_the_events_of_a_holding_may_be_told_in_any_order() -> None:
+    past = short()
+    for _ in range(3):
+        past.rebind(B, WEB_2)
+        past.commit()
+    past.release(B)
+    events = [event for event in past.events() if event.ip == B]
+    expected = past.holdings[B, 1]
+    for turned in permutations(events):
+        image = Holding(B, 1)
+        for event in turned:
+            image = told(image, event)
+        assert image._asdict() == expected
 
 
 @pytest.mark.parametrize(("apart", "ordered", "faults"), [

@@ -180,7 +180,8 @@ def statements_of_each_transaction(engine: Engine) -> Iterator[list[int]]:
     hook.listen(engine, "begin", lambda connection: counts.append(0))
 
     def count(connection: Any, cursor: Any, statement: str, *_: Any) -> None:
-        counts[-1] += statement.startswith("SELECT")
+        if statement.startswith("SELECT"):
+            counts[-1] += 1
 
     hook.listen(engine, "after_cursor_execute", count)
     yield counts
