@@ -262,7 +262,8 @@ def on_connect_sqlite(engine: Engine, identity: Any, now_us: Any, *, writes: boo
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+        driver: Any = connection.connection.driver_connection
+        driver.execute("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
 def _from_hex(value: str | None) -> bytes | None:

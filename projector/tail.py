@@ -28,7 +28,7 @@ from projector.projections import PROJECTIONS, Image, Key, Projection
 
 PAGE_EVENTS: Final = 1_000
 """Events of one transaction at most: some hundredths of a second, which an agent that shares the connection waits."""
-POLL_FASTEST: Final = 0.005
+POLL_FASTEST: Final = 0.05
 """Seconds from one look at the journal to the next while there is something to read."""
 POLL_SLOWEST: Final = 0.25
 """Seconds between looks once nothing has come for a while; each empty one doubles the pause up to this."""
