@@ -17,7 +17,7 @@ from sqlalchemy import Connection, Engine, LargeBinary, Table, delete, select, u
 from ledger import dialects, tables
 from ledger.addresses import Family, Ip, family, key, parse, text
 from ledger.canonical import canonical
-from ledger.claims import Claim, Subject, salted
+from ledger.claims import Claim, Subject, claim_of, salted
 from ledger.events import EPOCH_SHIFT, VERSION, Event, EventType, sealed
 from ledger.images import UNBOUND, Address
 from ledger.journal import Mark, page
@@ -276,7 +276,7 @@ class Past:
         said = {"definition": self.version, **said}
         self._say(
             type_, data, at=at, ip=ip, family=family(ip), step=row.step, holding=whose.holding, pool=row.pool,
-            claim=salted(self.salt, whose.claim) if whose.claim else None, interface="eth0" if whose.claim else None,
+            claim=salted(self.salt, whose.claim) if whose.claim else None, interface=claim_of(whose.claim).interface if whose.claim else None,
             subject=row.subject if who else before.subject, **_bound(speaker._asdict()), **said,
         )  # fmt: skip
         self.rows[ip] = row

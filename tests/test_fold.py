@@ -200,6 +200,7 @@ RULES: dict[str, tuple[Break, int, str]] = {
     "an unknown state": (lambda j: details(j, DEFINED, state="ajar"), DEFINED, "its document cannot be read"),
     "the first event": (lambda j: leave_out(j, OPENED), 0, "the journal begins with pool.defined"),
     "the epoch": (lambda j: edit(j, WITHHELD, tx=2 << EPOCH_SHIFT), WITHHELD, "its epoch 2 is not 1"),
+    "an epoch but its transaction's": (lambda j: details(j, OPENED, epoch=2), OPENED, "it opens epoch 2 after 1"),
     "an epoch that is opened twice": (lambda j: add(j, j[OPENED]), LAST, "it opens epoch 1 after 1"),
     "an id": (lambda j: edit(j, WITHHELD, id=j[REDEFINED].id), WITHHELD, "stands twice in one transaction"),
     "a position": (lambda j: add(j, j[REFUSED], position=12), LAST, "its position 12 stands twice"),
@@ -300,6 +301,37 @@ def test_an_event_without_its_details_is_found_and_passed_over(type_: EventType)
     assert len(lacking) == (type_ not in harmless)
 
 
+@pytest.mark.parametrize("available", [["1"], {"pool-1": 3}, {"01": 3}, {"1": "three"}])
+def test_a_reservation_that_does_not_say_what_is_left_of_which_pool_cannot_be_read(available: Any) -> None:
+    journal = events_of_a_small_past()
+    place = next(place for place, event in enumerate(journal) if event.type == EventType.RESERVATION_DEFINED)
+    lacks = Fault(at(journal[place]), "it cannot be read: it lacks data.available")
+    assert lacks in faults_of(details(journal, place, available=available))
+
+
+def test_a_step_that_comes_again_changes_nothing() -> None:
+    events = short().events()
+    for ordered in (True, False):
+        fold, faults = folded(add(events, events[REBOUND], node="another"), ordered=ordered)
+        assert len(faults) == 1
+        assert fold.state.addresses == folded(events)[0].state.addresses
+
+
+def test_a_step_that_comes_again_while_it_waits_is_found() -> None:
+    events = short().events()
+    waiting = [*events[:ALLOCATED], events[REBOUND]]
+    faults = faults_of(add(waiting, events[REBOUND]), ordered=False)
+    assert Fault(f"event {1 << EPOCH_SHIFT | 4}/4", "step 2 of 10.0.1.1 comes again, after step 0") in faults
+
+
+def test_the_ledger_is_in_doubt_until_it_is_trusted() -> None:
+    past = short()
+    past.doubt("second")
+    past.commit()
+    assert_same(folded(past.events())[0], past)
+    assert folded(past.events())[0].state.ledger.doubted == "second"
+
+
 # Order ------------------------------------------------------------------------------------------
 
 
@@ -366,6 +398,32 @@ def test_a_holding_is_told_as_far_as_the_journal_has_come_though_its_steps_are_i
     half = Holding(A, 1, held_until=released.happened_at, recorded_until=released.recorded_at, cause="del")
     assert fold.holding(A, 1) == half
     assert fold.holding(A, 2) is None
+
+
+def test_what_waits_adds_to_an_open_holding_only_what_tells_of_it() -> None:
+    past = short()
+    for _ in range(2):
+        past.rebind(B, WEB_2)
+        past.commit()
+    expected = Holding(**past.holdings[B, 1])
+    past.unbind(B)
+    events = past.events()
+    steps = [place for place, event in enumerate(events) if event.ip == B]
+    fold = Fold(ordered=False)
+    found = [fault for place, event in enumerate(events) if place != steps[1] for fault in fold.apply(event)]
+    assert (found, fold.state.holdings[B].last_step) == ([], 1)
+    assert fold.holding(B, 1) == expected
+    assert fold.holding(B, 7) is None
+
+
+def test_every_image_that_an_address_takes_on_is_passed_once() -> None:
+    events = short().events()
+    fold = Fold(ordered=False)
+    passed = []
+    for event in (*events[:ALLOCATED], events[RELEASED], events[REBOUND], events[ALLOCATED], events[NAMED]):
+        fold.apply(event)
+        passed.append([(image.ip, image.step) for image in fold.passed])
+    assert passed == [[], [], [], [], [(A, 1), (A, 2), (A, 3)], []]
 
 
 def test_the_events_of_a_holding_may_be_told_in_any_order() -> None:
