@@ -276,7 +276,8 @@ class Past:
         said = {"definition": self.version, **said}
         self._say(
             type_, data, at=at, ip=ip, family=family(ip), step=row.step, holding=whose.holding, pool=row.pool,
-            claim=salted(self.salt, whose.claim) if whose.claim else None, interface=claim_of(whose.claim).interface if whose.claim else None,
+            claim=salted(self.salt, whose.claim) if whose.claim else None,
+            interface=claim_of(whose.claim).interface if whose.claim else None,
             subject=row.subject if who else before.subject, **_bound(speaker._asdict()), **said,
         )  # fmt: skip
         self.rows[ip] = row
