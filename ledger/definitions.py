@@ -19,6 +19,7 @@ from ledger.addresses import Family
 from ledger.admission import AdmissionRefused, refuse_in_use
 from ledger.claims import claim_of
 from ledger.definition import Definition, Pool, Reservation, State
+from ledger.driver import joined
 from ledger.events import EventType
 from ledger.images import Address, Extent
 from ledger.intervals import Interval
@@ -116,7 +117,7 @@ def _apply(
     ]
     _store(connection, revision.changed)
     connection.execute(update(ledger).values(definition=revision.definition.version))
-    write(connection, events=events, rows=written)
+    write(joined(connection), events=events, rows=written)
     return None
 
 
@@ -211,7 +212,7 @@ def _name_of(row: Address) -> str:
 def _replace_extents(connection: Connection, move: Move, extents: Sequence[Extent], rows: Sequence[Address]) -> None:
     identity = bindparam("identity", type_=Integer)
     connection.execute(delete(extent).where(extent.c.pool == identity), {"identity": move.pool.id})
-    write(connection, events=(), extents=new_extents(move, extents, rows))
+    write(joined(connection), events=(), extents=new_extents(move, extents, rows))
 
 
 def _store(connection: Connection, changed: Pool | Reservation) -> None:

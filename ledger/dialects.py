@@ -7,17 +7,16 @@ words, the words are here. Who builds engines (`ledger.database`) attaches them.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from enum import Enum
+from functools import cache
 from typing import Any, Final
-from typing import cast as cast_to
 
 from sqlalchemy import (
     BigInteger,
     Column,
     Connection,
     Engine,
-    Executable,
     FromClause,
     LargeBinary,
     Table,
@@ -35,11 +34,13 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.elements import ColumnElement
-from sqlalchemy.sql.expression import FunctionElement, Insert, Select
+from sqlalchemy.sql.expression import FunctionElement, Insert
 from sqlalchemy.types import JSON, TypeEngine
 
 from ledger.events import EPOCH_SHIFT
 
+POSTGRESQL: Final = "postgresql"
+SQLITE: Final = "sqlite"
 LOCK_TIMEOUT_MS: Final = 900
 """How long a statement waits for one row lock: below the second in which every request is answered."""
 TRANSACTION_IDLE_TIMEOUT_MS: Final = 5_000
@@ -124,7 +125,7 @@ def _incarnation_sqlite(element: incarnation, compiler: SQLCompiler, **kw: Any) 
 
 def is_postgresql(bound: Connection | Engine) -> bool:
     """Which of the two it is."""
-    return bound.dialect.name == "postgresql"
+    return bound.dialect.name == POSTGRESQL
 
 
 def plain_type(type_: TypeEngine[Any]) -> TypeEngine[Any]:
@@ -142,7 +143,7 @@ def json_rows(
 
     One text parameter is prepared once whatever the number of rows; a VALUES list is compiled anew for each.
     """
-    if dialect == "postgresql":
+    if dialect == POSTGRESQL:
         source = func.json_to_recordset(cast(bindparam(parameter, type_=Text()), JSON)).table_valued(
             *(column(each.name, plain_type(each.type)) for each in columns), name=parameter
         )
@@ -166,58 +167,42 @@ def _sqlite_value(value: ColumnElement[Any], each: Column[Any]) -> ColumnElement
     return func.from_hex(extracted, type_=each.type) if _is_binary(each) else extracted
 
 
-def insert_rows(dialect: str, table: Table, parameter: str, *, replace: bool = False, ignore: bool = False) -> Insert:
-    """INSERT … SELECT from one JSON parameter; `replace` updates the row of the same key, `ignore` leaves it."""
-    journal = table.name == "event"
-    columns = [each for each in table.columns if not (journal and each.name == "position")]
-    rows, values = json_rows(dialect, parameter, columns)
-    names = [each.name for each in columns]
-    if journal and dialect == "sqlite":
-        # The writer is alone: positions follow the last one, and a transaction's number is its first position.
-        names.append("position")
-        mask = (1 << EPOCH_SHIFT) - 1
-        values.append(values[names.index("tx")].op("&")(mask) + rows.c.key)
-    query: Select[Any] = select(*values).select_from(rows).where(text("true"))
-    base = (postgresql if dialect == "postgresql" else sqlite).insert(table)
-    insert: postgresql.Insert | sqlite.Insert = base.from_select(names, query, include_defaults=False).inline()
-    keys = list(table.primary_key.columns)
-    if replace:
-        changed = {name: insert.excluded[name] for name in names if name not in table.primary_key.columns}
-        insert = insert.on_conflict_do_update(index_elements=keys, set_=changed)
-    elif ignore:
-        insert = insert.on_conflict_do_nothing(index_elements=keys)
-    return insert
+class Conflict(Enum):
+    """What becomes of a row whose key is there already."""
+
+    ABORTS = "the whole transaction fails"
+    REPLACES = "the new row takes its place"
+    IGNORED = "the old row stays"
 
 
-_texts: dict[tuple[Executable, str], tuple[str, Sequence[str] | None, Mapping[str, Any]]] = {}
+@cache
+def insert(dialect: str, table: Table, conflict: Conflict) -> Insert:
+    """One row of positional parameters on SQLite; on PostgreSQL any number out of the JSON parameter `rows`.
 
-
-def run(connection: Connection, statement: Executable, parameters: Mapping[str, Any]) -> Any:
-    """Execute a statement of the hot path; answers the driver's cursor.
-
-    Its text is compiled once for each database. An `execute` of SQLAlchemy's costs four times as much processor time
-    here, most of it for a description of the result that nobody asks for. Errors are the driver's own.
+    Columns that PostgreSQL draws itself are not in its JSON.
     """
-    key = (statement, connection.dialect.name)
-    if key not in _texts:
-        compiled = cast_to(SQLCompiler, statement.compile(dialect=connection.dialect))  # type: ignore[attr-defined]
-        _texts[key] = (compiled.string, compiled.positiontup, compiled.params)
-    text_, order, constants = _texts[key]
-    said = {**constants, **parameters}
-    cursor: Any = connection.connection.cursor()
-    cursor.execute(text_, said if order is None else [said[name] for name in order])
-    return cursor
+    if dialect == SQLITE:
+        names = list(table.columns.keys())
+        values: dict[str, Any] = {name: bindparam(name) for name in names}
+        return _on_conflict(sqlite.insert(table).values(values), table, names, conflict)
+    said = [each for each in table.columns if each.identity is None]
+    rows, cells = json_rows(dialect, "rows", said)
+    names = [each.name for each in said]
+    base = postgresql.insert(table).from_select(names, select(*cells).select_from(rows), include_defaults=False)
+    # `inline`: the RETURNING of an identity, which nobody reads, cannot travel together with other statements.
+    return _on_conflict(base.inline(), table, names, conflict)
 
 
-@contextmanager
-def flight(connection: Connection) -> Iterator[None]:
-    """On PostgreSQL the statements inside go out together and are answered together."""
-    if not is_postgresql(connection):
-        yield
-        return
-    driver: Any = connection.connection.driver_connection
-    with driver.pipeline():
-        yield
+def _on_conflict(
+    base: postgresql.Insert | sqlite.Insert, table: Table, names: Sequence[str], conflict: Conflict
+) -> Insert:
+    keys = list(table.primary_key.columns)
+    if conflict is Conflict.IGNORED:
+        return base.on_conflict_do_nothing(index_elements=keys)
+    if conflict is Conflict.REPLACES:
+        changed = {name: base.excluded[name] for name in names if name not in table.primary_key.columns}
+        return base.on_conflict_do_update(index_elements=keys, set_=changed)
+    return base
 
 
 def on_connect_postgresql(engine: Engine) -> None:

@@ -16,7 +16,6 @@ from typing import Any, Final, NamedTuple
 from sqlalchemy import (
     BigInteger,
     Column,
-    Connection,
     FromClause,
     Integer,
     Select,
@@ -37,6 +36,7 @@ from sqlalchemy.sql.expression import CTE, CompoundSelect
 
 from ledger import dialects
 from ledger.addresses import Ip, from_key, key
+from ledger.driver import Driver
 from ledger.images import Address, Demand, Extent, Head, Images, Plan
 from ledger.tables import IpKey, address, event, extent, idle, ledger
 
@@ -47,11 +47,11 @@ _span_columns = (Column("lo", Text), Column("hi", Text))
 _asked_columns = (Column("ip", IpKey), Column("pool", Integer))
 
 
-def read(connection: Connection, plan: Plan, witness: tuple[int, int] | None) -> Images:
+def read(driver: Driver, plan: Plan, witness: tuple[int, int] | None) -> Images:
     """What the plan names, locked where others have not locked it, and the ledger's row."""
     size = _rounded_up(len(plan.demands))
-    statement = _statement(connection.dialect.name, size, bool(plan.asked))
-    rows = [_Row._make(row) for row in dialects.run(connection, statement, _parameters(plan, size, witness)).fetchall()]
+    statement = _statement(driver.name, size, bool(plan.asked))
+    rows = [_Row._make(row) for row in driver.fetch(statement, _parameters(plan, size, witness))]
     return _images(rows, [demand.pool for demand in plan.demands])
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 import psycopg
-from sqlalchemy import Connection, Engine, select
+from sqlalchemy import Engine, select
 from sqlalchemy.exc import DBAPIError
 
 from ledger import dialects, waiting
@@ -34,6 +34,7 @@ from ledger.course import (
 from ledger.decide import Decision, decide
 from ledger.definition import Definition
 from ledger.definitions import Defined, define, load
+from ledger.driver import transaction
 from ledger.images import Address, Head, Images, Plan
 from ledger.reading import read
 from ledger.redefine import Change
@@ -140,41 +141,42 @@ class Ledger:
 
     def _batch(self, batch: list[Pending]) -> tuple[list[Pending], dict[int, Answer]]:
         """One transaction, then, holding nothing, the wait for one row that others have locked."""
-        with self._engine.connect() as connection:
-            images, decision = self._transact(connection, batch)
-            if decision is not None:
-                again = advance(batch, decision)
-                locked = next((row for row in map(locked_row, again) if row is not None), None)
-                if locked is not None:
-                    self._wait(connection, *locked)
-                return again, answered(batch, decision)
-        return self._stand(images.head, batch)
+        images, decision = self._transact(batch)
+        if decision is None:
+            return self._stand(images.head, batch)
+        again = advance(batch, decision)
+        locked = next((row for row in map(locked_row, again) if row is not None), None)
+        if locked is not None:
+            self._wait(*locked)
+        return again, answered(batch, decision)
 
-    def _wait(self, connection: Connection, pool: int | None, claim: str | None, ip: Ip | None) -> None:
+    def _wait(self, pool: int | None, claim: str | None, ip: Ip | None) -> None:
         """Not to be let in is no fault of what the batch has done before."""
         try:
-            waiting.wait(connection, pool, claim, ip)
+            with self._engine.connect() as connection:
+                waiting.wait(connection, pool, claim, ip)
         except DBAPIError as error:
             if not waiting.contended(error):
                 raise
 
-    def _transact(self, connection: Connection, batch: list[Pending]) -> tuple[Images, Decision | None]:
+    def _transact(self, batch: list[Pending]) -> tuple[Images, Decision | None]:
         """Read images, decide, write images. No decision where the ledger may not be acted on as we know it."""
         definition = self._definition  # Once: another thread may replace it meanwhile.
-        with connection.begin() as transaction:
-            images = read(connection, plan_of(batch, self._since), self._witness.latest)
+        with transaction(self._engine) as own:
+            images = read(own, plan_of(batch, self._since), self._witness.latest)
             known = images.head.definition == definition.version
             if not known or standing(images.head, doubt_us=self._doubt_us) is not Standing.OPEN:
-                transaction.rollback()
                 return images, None
             decision = self._decide(batch, images, definition)
-            write(
-                connection,
-                events=decision.events,
-                rows=decision.rows,
-                extents=decision.extents,
-                subjects=decision.subjects,
-            )
+            if decision.events:
+                write(
+                    own,
+                    events=decision.events,
+                    rows=decision.rows,
+                    extents=decision.extents,
+                    subjects=decision.subjects,
+                )
+                own.commit()
         self._committed(batch, images, decision)
         return images, decision
 
@@ -310,8 +312,8 @@ class Ledger:
     def _not_open(self) -> Refusal | None:
         """Why the ledger may not be acted on, after what can be recorded about it has been."""
         for _ in Standing:
-            with self._engine.connect() as connection, connection.begin():
-                head = read(connection, Plan(), self._witness.latest).head
+            with transaction(self._engine) as own:
+                head = read(own, Plan(), self._witness.latest).head
             verdict = standing(head, doubt_us=self._doubt_us)
             if verdict is Standing.OPEN:
                 return None

@@ -14,6 +14,7 @@ from sqlalchemy import Connection, Engine, insert, select, update
 from ledger import dialects
 from ledger.canonical import canonical
 from ledger.definition import State
+from ledger.driver import joined
 from ledger.events import VERSION, Event, EventType, sealed
 from ledger.images import Head
 from ledger.tables import ledger, object_uid, pool
@@ -52,7 +53,7 @@ def _transition(engine: Engine, type_: EventType, head: Head, data: Mapping[str,
         row = connection.execute(select(*before).with_for_update()).one()
         if tuple(row) == (head.incarnation, head.doubted, head.fenced):
             connection.execute(update(ledger).values(cells))
-            write(connection, events=list(_events(connection, [(type_, data)], "standing")))
+            write(joined(connection), events=list(_events(connection, [(type_, data)], "standing")))
 
 
 def name_objects(engine: Engine, present: set[ObjectName]) -> dict[ObjectName, str]:
@@ -76,7 +77,7 @@ def _write_names(connection: Connection, new: Mapping[ObjectName, str], gone: Ma
     if named:
         connection.execute(insert(object_uid), named)
     said = [(EventType.OBJECT_LEFT, each) for each in left] + [(EventType.OBJECT_NAMED, each) for each in named]
-    write(connection, events=list(_events(connection, said, "folder")))
+    write(joined(connection), events=list(_events(connection, said, "folder")))
 
 
 def _named(objects: Mapping[ObjectName, str]) -> Iterator[dict[str, str]]:

@@ -1,64 +1,48 @@
 """What a transaction of the ledger writes: images of rows, and the events that say why.
 
-Each statement takes one JSON parameter, so that it is prepared once whatever the number of rows.
+Each kind of row goes in one statement, so that it is prepared once whatever their number.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
-from functools import cache
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final
 
-from sqlalchemy import Connection, Insert
-
-from ledger import dialects
-from ledger.addresses import Ip, key
-from ledger.events import Event
+from ledger.addresses import key
+from ledger.dialects import SQLITE, Conflict
+from ledger.driver import Driver, Row
+from ledger.events import EPOCH_SHIFT, Event
 from ledger.images import Address, Extent
 from ledger.tables import address, event, extent, subject
 
-_ADDRESSES_OF = {"ip", "low", "high"}
+_ID: Final = (1 << EPOCH_SHIFT) - 1
 
 
 def write(
-    connection: Connection,
+    driver: Driver,
     *,
     events: Sequence[Event],
     rows: Sequence[Address] = (),
     extents: Sequence[Extent] = (),
     subjects: Mapping[bytes, str] | None = None,
 ) -> None:
-    """Everything of one transaction. All its events go in one statement: on SQLite that numbers them."""
-    statements = _statements(connection.dialect.name)
-    documents = [{"id": id_.hex(), "document": document} for id_, document in (subjects or {}).items()]
-    with dialects.flight(connection):
-        if documents:
-            dialects.run(connection, statements["subject"], {"rows": json.dumps(documents)})
-        if extents:
-            dialects.run(connection, statements["extent"], {"rows": as_json(extents)})
-        if rows:
-            dialects.run(connection, statements["address"], {"rows": as_json(rows)})
-        if events:
-            dialects.run(connection, statements["event"], {"rows": as_json(events)})
+    """Everything of one transaction. All its events go in one call: on SQLite that numbers them."""
+    if subjects:
+        driver.put(subject, list(subjects.items()), Conflict.IGNORED)
+    if extents:
+        driver.put(extent, [(each.pool, key(each.high), key(each.low)) for each in extents], Conflict.REPLACES)
+    if rows:
+        driver.put(address, [(key(row.ip), *row[1:]) for row in rows], Conflict.REPLACES)
+    if events:
+        driver.put(event, list(_numbered(events) if driver.name == SQLITE else map(_stored, events)))
 
 
-@cache
-def _statements(dialect: str) -> dict[str, Insert]:
-    return {
-        "subject": dialects.insert_rows(dialect, subject, "rows", ignore=True),
-        "extent": dialects.insert_rows(dialect, extent, "rows", replace=True),
-        "address": dialects.insert_rows(dialect, address, "rows", replace=True),
-        "event": dialects.insert_rows(dialect, event, "rows"),
-    }
+def _numbered(events: Sequence[Event]) -> Iterator[Row]:
+    """SQLite's writer is alone: positions follow the last one, and a transaction's number is its first position."""
+    for number, event_ in enumerate(events):
+        tx, _, *rest = _stored(event_)
+        yield (tx, (tx & _ID) + number, *rest)
 
 
-def as_json(rows: Iterable[Address | Extent | Event]) -> str:
-    """The rows as the JSON that `dialects.json_rows` reads: addresses and other bytes in hexadecimal."""
-    return json.dumps([{name: _plain(name, value) for name, value in row._asdict().items()} for row in rows])
-
-
-def _plain(name: str, value: Any) -> Any:
-    if isinstance(value, bytes):
-        return value.hex()
-    return key(Ip(value)).hex() if name in _ADDRESSES_OF and value is not None else value
+def _stored(event_: Event) -> Row:
+    return tuple(event_) if event_.ip is None else event_._replace(ip=key(event_.ip))  # type: ignore[arg-type]

@@ -5,13 +5,13 @@ Called by `projector.tail`, which moves them, and by `projector.present`, which 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection
 from typing import Final
 
 from sqlalchemy import Connection, bindparam, select, update
 
-from ledger.dialects import insert_rows
+from ledger.dialects import Conflict
+from ledger.driver import joined
 from ledger.journal import Mark
 from ledger.tables import checkpoint
 
@@ -67,6 +67,5 @@ def reset(connection: Connection, name: str) -> None:
 
 
 def _put(connection: Connection, name: str, mark: Mark, *, replace: bool) -> None:
-    row = json.dumps([{"projection": name, **mark._asdict()}])
-    insert = insert_rows(connection.dialect.name, checkpoint, "rows", replace=replace, ignore=not replace)
-    connection.execute(insert, {"rows": row})
+    conflict = Conflict.REPLACES if replace else Conflict.IGNORED
+    joined(connection).put(checkpoint, [(name, *mark)], conflict)

@@ -13,7 +13,8 @@ from typing import Any, Final
 from sqlalchemy import Connection, Delete, LargeBinary, Select, Table, and_, bindparam, delete, select, true, tuple_
 
 from ledger.addresses import key as address_key
-from ledger.dialects import insert_rows, json_rows
+from ledger.dialects import Conflict, json_rows
+from ledger.driver import joined
 from ledger.tables import IpKey, metadata
 from projector.projections import Image, Key, Projection
 
@@ -36,8 +37,12 @@ def write(connection: Connection, projection: Projection[Image], images: Mapping
     """Put these images in the place of the ones under their keys."""
     if images:
         table = metadata.tables[projection.name]
-        rows = as_json(table, table.columns.keys(), (images[key] for key in sorted(images)))
-        connection.execute(_write(connection.dialect.name, projection.name), {"images": rows})
+        store = [address_key if isinstance(each.type, IpKey) else None for each in table.columns]
+        rows = [
+            tuple(code(cell) if code else cell for code, cell in zip(store, images[key], strict=True))
+            for key in sorted(images)
+        ]
+        joined(connection).put(table, rows, Conflict.REPLACES)
 
 
 def drop(connection: Connection, name: str) -> bool:
@@ -46,7 +51,7 @@ def drop(connection: Connection, name: str) -> bool:
 
 
 def as_json(table: Table, names: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """Rows as `json_rows` and `insert_rows` take them: one object each, bytes in hexadecimal."""
+    """Rows as `json_rows` takes them: one object each, bytes in hexadecimal."""
     encode = [_ENCODE.get(type(table.c[name].type)) for name in names]
     return json.dumps(
         [
@@ -76,11 +81,6 @@ def _by_key(dialect: str, name: str) -> Select[Any]:
         one = select(table).where(found).limit(1).lateral("one")
         return select(one).select_from(rows.join(one, true()))
     return select(table).where(tuple_(*keys).in_(select(*values).select_from(rows)))
-
-
-@cache
-def _write(dialect: str, name: str) -> Any:
-    return insert_rows(dialect, metadata.tables[name], "images", replace=True)
 
 
 @cache

@@ -9,11 +9,13 @@ which is held only while a page is written) or as a process of its own; `rebuild
 from __future__ import annotations
 
 import logging
+import sqlite3
 import time
 from collections.abc import Mapping, Sequence
 from threading import Event as Stop
 from typing import Any, Final, NamedTuple
 
+import psycopg
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import InterfaceError, InternalError, OperationalError
 from sqlalchemy.exc import TimeoutError as NoConnectionError
@@ -38,7 +40,10 @@ LAG_CHECK_PAUSE: Final = 1.0
 """Seconds between two looks at the lag."""
 
 # What a database says that goes away, restarts, is not writable yet or is too busy. Anything else is a bug.
-_UNAVAILABLE: Final = (OperationalError, InterfaceError, InternalError, NoConnectionError)
+_UNAVAILABLE: Final = (
+    OperationalError, InterfaceError, InternalError, NoConnectionError,
+    psycopg.OperationalError, psycopg.InterfaceError, psycopg.InternalError, sqlite3.OperationalError,
+)  # fmt: skip
 _log = logging.getLogger(__name__)
 
 

@@ -29,6 +29,7 @@ from ledger.decide import decide
 from ledger.definition import Definition
 from ledger.definitions import Defined, load
 from ledger.dialects import on_connect_sqlite
+from ledger.driver import joined
 from ledger.events import Event, digest
 from ledger.images import Address
 from ledger.intervals import Intervals, normal, size, subtract
@@ -463,7 +464,7 @@ class HeldBatch:
 
     def read(self) -> HeldBatch:
         """From here on it has its locks."""
-        self._images = read(self._connection, plan_of(self._pending, {}), None)
+        self._images = read(joined(self._connection), plan_of(self._pending, {}), None)
         return self
 
     def write(self) -> HeldBatch:
@@ -471,7 +472,8 @@ class HeldBatch:
         attempts = [each.attempt for each in self._pending]
         self.decision = decide(attempts, self._images, self._definition, self._salt, random_ids())
         done = self.decision
-        write(self._connection, events=done.events, rows=done.rows, extents=done.extents, subjects=done.subjects)
+        into = joined(self._connection)
+        write(into, events=done.events, rows=done.rows, extents=done.extents, subjects=done.subjects)
         return self
 
     def commit(self) -> list[Answer]:

@@ -19,6 +19,7 @@ from ledger import dialects, tables
 from ledger.addresses import Family, Ip, family, parse, text
 from ledger.canonical import canonical
 from ledger.claims import Claim, Subject, salted
+from ledger.driver import joined
 from ledger.events import VERSION, Event, EventType, sealed
 from ledger.images import UNBOUND, Address
 from ledger.tables import ledger
@@ -66,7 +67,7 @@ class Journal:
             tx = connection.execute(select(dialects.transaction())).scalar_one()
             writing = Transaction(self, connection, tx)
             yield writing
-            write(connection, events=writing.events)
+            write(joined(connection), events=writing.events)
             time.sleep(delay)
         self.events += len(writing.events)
 
@@ -239,7 +240,7 @@ class Transaction:
             cells["bound_at"] = at
         row = before._replace(step=before.step + 1, at=at, **cells)
         whose = row if type_ is EventType.ALLOCATED else before
-        write(self.connection, events=(), rows=[row])
+        write(joined(self.connection), events=(), rows=[row])
         self.journal.rows[row.ip] = row
         happened = max(at - early, before.at)
         binding = {key: said[key] for key in ("container", "network", "netns", "node", "stamp")}
@@ -267,7 +268,7 @@ class Transaction:
 
     def _subject(self, who: Subject) -> bytes:
         identity = salted(self.journal.salt, who.document)
-        write(self.connection, events=(), subjects={identity: who.document})
+        write(joined(self.connection), events=(), subjects={identity: who.document})
         return identity
 
     def _binding(self, container: str, node: str) -> dict[str, Any]:

@@ -12,12 +12,14 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
-from sqlalchemy import Connection, Engine, LargeBinary, Table, delete, select, update
+from sqlalchemy import Connection, Engine, Table, delete, select, update
 
 from ledger import dialects, tables
 from ledger.addresses import Family, Ip, family, key, parse, text
 from ledger.canonical import canonical
 from ledger.claims import Claim, Subject, claim_of, salted
+from ledger.dialects import Conflict
+from ledger.driver import joined
 from ledger.events import EPOCH_SHIFT, VERSION, Event, EventType, sealed
 from ledger.images import UNBOUND, Address
 from ledger.journal import Mark, page
@@ -452,9 +454,9 @@ def store(engine: Engine, past: Past, events: Sequence[Event] | None = None) -> 
         for number, tx in enumerate(transactions, 1):
             # On PostgreSQL they must have numbers that the server has used already.
             said = tx if engine.dialect.name == "sqlite" else 1 << EPOCH_SHIFT | number
-            write(connection, events=[sealed(event._replace(tx=said)) for event in journal if event.tx == tx])
+            write(joined(connection), events=[sealed(event._replace(tx=said)) for event in journal if event.tx == tx])
         assert connection.execute(select(dialects.fence())).scalar_one() > said
-        write(connection, events=(), rows=list(past.rows.values()), subjects=past.subjects)
+        write(joined(connection), events=(), rows=list(past.rows.values()), subjects=past.subjects)
         _define(connection, past)
         _put(connection, tables.object_uid, past.objects.values())
         for pool in past.unused:
@@ -471,8 +473,9 @@ def store_more(engine: Engine, past: Past) -> None:
         with engine.begin() as connection:
             tx = connection.execute(select(dialects.transaction())).scalar_one()
             for row in change.rows:
-                write(connection, events=(), rows=[row])
-            write(connection, events=[sealed(event._replace(tx=tx)) for event in change.events], subjects=past.subjects)
+                write(joined(connection), events=(), rows=[row])
+            events = [sealed(event._replace(tx=tx)) for event in change.events]
+            write(joined(connection), events=events, subjects=past.subjects)
             if change is past.changes[-2]:
                 _define(connection, past)
                 for pool in past.unused:
@@ -521,14 +524,9 @@ def _runs(unused: set[Ip]) -> list[tuple[Ip, Ip]]:
 
 
 def _put(connection: Connection, table: Table, rows: Iterable[Row]) -> None:
-    statement = dialects.insert_rows(connection.dialect.name, table, "rows", replace=True)
-    encoded = [{name: _encoded(table, name, value) for name, value in row.items()} for row in rows]
-    connection.execute(statement, {"rows": json.dumps(encoded)})
+    cells = [tuple(_stored(table, name, row.get(name)) for name in table.columns.keys()) for row in rows]  # noqa: SIM118
+    joined(connection).put(table, cells, Conflict.REPLACES)
 
 
-def _encoded(table: Table, name: str, value: Any) -> Any:
-    if value is None:
-        return None
-    if isinstance(table.c[name].type, IpKey):
-        return key(value).hex()
-    return value.hex() if isinstance(table.c[name].type, LargeBinary) else value
+def _stored(table: Table, name: str, value: Any) -> Any:
+    return key(value) if isinstance(table.c[name].type, IpKey) and value is not None else value

@@ -20,6 +20,7 @@ from ledger.addresses import from_key, parse
 from ledger.admission import AdmissionRefused
 from ledger.definition import Definition
 from ledger.definitions import StillHeldError
+from ledger.driver import joined
 from ledger.images import Demand, Plan
 from ledger.intervals import contains
 from ledger.reading import read
@@ -255,7 +256,7 @@ def pages(engine: Engine, since: int) -> int:
     """How many pages of addresses a batch touches to find one that is idle since then."""
     query = text("SELECT pg_stat_get_xact_blocks_fetched(CAST('address' AS regclass))")
     with session(engine) as connection:
-        read(connection, Plan(demands=(Demand(1, 1, since, None, 1),)), None)
+        read(joined(connection), Plan(demands=(Demand(1, 1, since, None, 1),)), None)
         return int(connection.execute(query).scalar_one())
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,9 +14,9 @@ from dataclasses import replace
 from random import Random
 from typing import cast
 
+import psycopg
 import pytest
 from sqlalchemy import Engine, create_engine, select, text
-from sqlalchemy.exc import IntegrityError
 
 from ledger import tables
 from ledger.database import database_url, open_engine
@@ -127,7 +128,7 @@ def test_a_page_that_cannot_be_finished_leaves_no_trace(
     before = projected(journal.engine), checkpoints(journal.engine)
     # Both checkpoints and the holdings are written when the database refuses this one's rows.
     broken = replace(OCCUPANCY, apply=lambda image, key, event: Occupancy(key[0], total=cast(int, None)))
-    with pytest.raises(IntegrityError):
+    with pytest.raises((sqlite3.IntegrityError, psycopg.IntegrityError)):
         Tail(journal.engine, [HOLDING, broken]).step()
     assert (projected(journal.engine), checkpoints(journal.engine)) == before
     caught_up(Tail(journal.engine, PROJECTIONS))
