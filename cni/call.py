@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cached_property, lru_cache
 from typing import Annotated, Any, NamedTuple, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -29,6 +30,9 @@ VERSIONS = ("0.3.0", "0.3.1", "0.4.0", "1.0.0", NEWEST_VERSION)
 NAME_MAX = 253
 """Names become part of a claim's key, and that stands in an index, whose entries have a limit."""
 INTERFACE_BYTES_MAX = 15
+CONFIGURATIONS_REMEMBERED_MAX = 64
+REMEMBERED_BYTES_MAX = 16 << 10
+"""A node has a handful of networks; longer texts are hostile or carry one call's own results."""
 
 
 class Command(StrEnum):
@@ -202,11 +206,12 @@ def read_call(body: bytes) -> CniCall:
     variables, separator, configuration = (b"\0" + body).partition(b"\0\0")
     if not separator:
         raise CniError(Code.UNDECODABLE, "this is not a request of the plugin: no variables before the configuration")
-    document = _configuration(configuration)
+    read = _remembered if len(configuration) <= REMEMBERED_BYTES_MAX else _Configuration
+    said = read(configuration)
     try:
-        return _call(dict(map(_variable, variables.split(b"\0")[1:])), document)
+        return _call(dict(map(_variable, variables.split(b"\0")[1:])), said)
     except CniError as error:
-        error.version = _version_said(document)
+        error.version = _version_said(said.document)
         raise
 
 
@@ -234,15 +239,32 @@ def _variable(entry: bytes) -> tuple[str, str]:
     raise bad_environment(name.decode("ascii", errors="replace"), "is not UTF-8" if equals else "has no value")
 
 
-def _configuration(raw: bytes) -> dict[str, Any]:
-    try:
-        document = decoded(raw)
-        json.loads(raw, object_pairs_hook=_refuse_twice)
-    except ValueError as error:
-        raise CniError(Code.UNDECODABLE, "failed to load CNI network configuration", str(error)) from None
-    if not isinstance(document, dict):
-        raise CniError(Code.UNDECODABLE, "failed to load CNI network configuration", f"no object: {shown(document)}")
-    return document
+class _Configuration:
+    """What came on stdin, and what has been read of it: runtimes send the same bytes with ADD after ADD."""
+
+    def __init__(self, raw: bytes) -> None:
+        try:
+            self.document = decoded(raw)
+            json.loads(raw, object_pairs_hook=_refuse_twice)
+        except ValueError as error:
+            raise CniError(Code.UNDECODABLE, "failed to load CNI network configuration", str(error)) from None
+        if not isinstance(self.document, dict):
+            why = f"no object: {shown(self.document)}"
+            raise CniError(Code.UNDECODABLE, "failed to load CNI network configuration", why)
+
+    @cached_property
+    def identity(self) -> _Identity:
+        """What every command needs."""
+        return _validated(_Identity, self.document)
+
+    @cached_property
+    def of_add(self) -> dict[str, Any]:
+        """What an ADD needs besides."""
+        add = _validated(_Add, self.document)
+        return {"ipam": add.ipam, "exact": _exact(add)}
+
+
+_remembered = lru_cache(CONFIGURATIONS_REMEMBERED_MAX)(_Configuration)
 
 
 def _version_said(document: Mapping[str, Any]) -> str:
@@ -250,7 +272,7 @@ def _version_said(document: Mapping[str, Any]) -> str:
     return said if isinstance(said, str) and _VERSION.fullmatch(said) else NEWEST_VERSION
 
 
-def _call(environment: Mapping[str, str], document: Mapping[str, Any]) -> CniCall:
+def _call(environment: Mapping[str, str], said: _Configuration) -> CniCall:
     """What is wrong is found in this order: command, other variables, version, network, what the command needs."""
     command = _command(environment)
     arguments = _pairs(environment.get("CNI_ARGS", ""))
@@ -263,22 +285,21 @@ def _call(environment: Mapping[str, str], document: Mapping[str, Any]) -> CniCal
         netns=environment.get("CNI_NETNS", ""),
         pod=_pod(arguments),
         preferred=_preferred(arguments.get("IP", "")),
-        version=_version(_validated(_Identity, document).version, command),
-        network=_network(_validated(_Identity, document).network),
-        **_needed_by(command, interface, document),
+        version=_version(said.identity.version, command),
+        network=_network(said.identity.network),
+        **_needed_by(command, interface, said),
     )
 
 
-def _needed_by(command: Command, interface: str, document: Mapping[str, Any]) -> dict[str, Any]:
+def _needed_by(command: Command, interface: str, said: _Configuration) -> dict[str, Any]:
     """What this command needs of the configuration."""
     match command:
         case Command.ADD:
-            add = _validated(_Add, document)
-            return {"ipam": add.ipam, "exact": _exact(add)}
+            return said.of_add
         case Command.CHECK:
-            return {"previous": _addresses_on(interface, _validated(_Check, document).previous)}
+            return {"previous": _addresses_on(interface, _validated(_Check, said.document).previous)}
         case Command.GC:
-            return {"attachments": _validated(_Gc, document).attachments}
+            return {"attachments": _validated(_Gc, said.document).attachments}
         case Command.DEL | Command.STATUS:
             return {}
 

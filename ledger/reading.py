@@ -105,7 +105,8 @@ def _claims(dialect: str) -> list[Select[Any]]:
     seen = rows.subquery("seen")
     # Duplicates (overlapping spans) are harmless: the rows are equal.
     own = rows.with_for_update(skip_locked=True, of=address).cte("own")
-    return [_wide("seen", seen), _wide("own", own)]
+    # SQLite's writer is alone: nothing is locked by others, and a plain read sees the same.
+    return [_wide("seen", seen), _wide("own", own)] if dialect == dialects.POSTGRESQL else [_wide("own", own)]
 
 
 def _demand(number: int) -> list[Select[Any]]:
@@ -229,7 +230,7 @@ def _images(rows: Sequence[_Row], pools: Sequence[int]) -> Images:
     return Images(
         head=_read_head(by_kind["head"][0]),
         own=_addresses(by_kind["own"]),
-        seen=_addresses(by_kind["seen"]),
+        seen=_addresses(by_kind["seen"] or by_kind["own"]),
         idle=idle_rows,
         extents={pool: tuple(found.values()) for pool, found in extents.items()},
         asked={row.ip: row for row in _addresses(by_kind["asked"])},

@@ -51,6 +51,8 @@ metadata = MetaData()
 exact_text = Text().with_variant(Text(collation="C"), "postgresql")
 """Claim keys are compared byte by byte, so that a prefix is a range of the index."""
 
+# What every batch writes has no rowid on SQLite: a page less to write for each table and commit.
+
 ledger = Table(
     "ledger",
     metadata,
@@ -109,6 +111,7 @@ extent = Table(
     Column("low", IpKey, nullable=False),
     PrimaryKeyConstraint("pool", "high", name="extent_key"),
     postgresql_with={"fillfactor": 10},
+    sqlite_with_rowid=False,
 )
 
 address = Table(
@@ -135,6 +138,7 @@ address = Table(
     UniqueConstraint("claim", name="one_address_per_claim"),
     CheckConstraint("NOT held OR claim IS NOT NULL", name="held_by_a_claim"),
     CheckConstraint("container IS NULL OR held", name="bound_while_held"),
+    sqlite_with_rowid=False,
 )
 idle = and_(not_(address.c.held), not_(address.c.withheld))
 _idle = text("NOT held AND NOT withheld")
@@ -146,6 +150,7 @@ subject = Table(
     Column("id", LargeBinary),
     Column("document", Text),
     PrimaryKeyConstraint("id", name="subject_key"),
+    sqlite_with_rowid=False,
 )
 
 event = Table(

@@ -61,6 +61,7 @@ def _state() -> None:
     op.create_table(
         "extent", column("pool", whole), column("high", octets), column("low", octets),
         sa.PrimaryKeyConstraint("pool", "high", name="extent_key"), postgresql_with={"fillfactor": 10},
+        sqlite_with_rowid=False,
     )  # fmt: skip
     op.create_table(
         "address", column("ip", octets), column("pool", whole), column("held", flag), column("withheld", flag),
@@ -71,13 +72,13 @@ def _state() -> None:
         sa.PrimaryKeyConstraint("ip", name="one_row_per_address"),
         sa.UniqueConstraint("claim", name="one_address_per_claim"),
         sa.CheckConstraint("NOT held OR claim IS NOT NULL", name="held_by_a_claim"),
-        sa.CheckConstraint("container IS NULL OR held", name="bound_while_held"),
+        sa.CheckConstraint("container IS NULL OR held", name="bound_while_held"), sqlite_with_rowid=False,
     )  # fmt: skip
     idle = sa.text("NOT held AND NOT withheld")
     op.create_index("address_ready", "address", ["pool", "ready"], postgresql_where=idle, sqlite_where=idle)
     op.create_table(
         "subject", column("id", octets), column("document", words, True),
-        sa.PrimaryKeyConstraint("id", name="subject_key"),
+        sa.PrimaryKeyConstraint("id", name="subject_key"), sqlite_with_rowid=False,
     )  # fmt: skip
 
 
