@@ -27,7 +27,9 @@ def serving(state: Path, database: str, cluster: Path) -> Iterator[dict[str, str
         )
     try:
         _wait_for(socket, agent, state / "log")
-        yield {"SPIDERLEDGER_SOCKET": str(socket), "SPIDERLEDGER_SPOOL": str(state / "spool")}
+        yield {
+            "SPIDERLEDGER_SOCKET": str(socket), "SPIDERLEDGER_SPOOL": str(state / "spool"), "PID": str(agent.pid),
+        }  # fmt: skip
     finally:
         agent.terminate()
         agent.wait()

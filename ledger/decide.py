@@ -13,10 +13,10 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, assert_never
+from typing import Any, NamedTuple, assert_never
 
 from ledger.addresses import Ip, family, text
-from ledger.canonical import canonical
+from ledger.canonical import canonical, composed
 from ledger.claims import POD, Binding, Claim, Subject, both_families, claim_of, salted
 from ledger.definition import Definition, Pool
 from ledger.events import VERSION, Event, EventType, sealed
@@ -85,6 +85,13 @@ class Decision:
     subjects: dict[bytes, str] = field(default_factory=dict)
     answers: dict[int, Answer] = field(default_factory=dict)
     setbacks: dict[int, Setback] = field(default_factory=dict)
+
+
+class Terms(NamedTuple):
+    """What a claim is told besides the address, and its canonical text."""
+
+    value: dict[str, Any]
+    text: str
 
 
 class RefusedError(Exception):
@@ -162,6 +169,8 @@ class _Draft:
         self.own: Mapping[str | None, Address] = {row.claim: row for row in images.own}
         self.seen = {row.claim for row in images.seen}
         self.stirred: set[int] = set()
+        self.terms: dict[tuple[int, bool, tuple[tuple[str, str], ...]], Terms] = {}
+        self.names: dict[Subject, tuple[bytes, str]] = {}
 
     # One request -----------------------------------------------------------------------------
 
@@ -286,8 +295,7 @@ class _Draft:
         return fresh
 
     def _allocate(self, request: Acquire, want: Want, bound: Binding | None, choice: Choice) -> Grant:
-        pool = self.definition.by_id[choice.pool]
-        terms = _terms(pool, want)
+        terms = self._terms(choice.pool, want)
         row = choice.row or _never_used(choice)
         step = row.step + 1
         after = self._change(
@@ -297,15 +305,15 @@ class _Draft:
             request.cause,
             bound,
             request.subject,
-            {"choice": choice.how, "result": terms},
+            composed(choice=canonical(choice.how), result=terms.text),
             claim=want.claim.key,
-            pool=pool.id,
+            pool=choice.pool,
             held=True,
             ready=0,
             holding=step,
-            result=canonical(terms),
+            result=terms.text,
         )
-        return _grant(want.claim, after)
+        return Grant(want.claim, after.ip, terms.value)
 
     def _refuse(self, request: Refuse) -> Granted:
         """Whoever holds an address keeps it; for anybody else the refusal stands."""
@@ -353,7 +361,9 @@ class _Draft:
                 continue
             claim = claim_of(row.claim or "")
             if _lives(claim, request):
-                self._change(row, EventType.UNBOUND, request.actor, request.cause, data=_evidence(request), **UNBOUND)
+                self._change(
+                    row, EventType.UNBOUND, request.actor, request.cause, data=canonical(_evidence(request)), **UNBOUND
+                )
                 unbound += 1
                 continue
             self._free_row(row, request.actor, request.cause, request.evidence, request.node_time)
@@ -403,7 +413,7 @@ class _Draft:
         if moved:
             data["moved"] = True
             cells |= {"claim": None, "subject": None}
-        self._change(row, EventType.RELEASED, actor, cause, data=data, node_time=node_time, **cells)
+        self._change(row, EventType.RELEASED, actor, cause, data=canonical(data), node_time=node_time, **cells)
 
     # Rows and events -------------------------------------------------------------------------
 
@@ -418,14 +428,14 @@ class _Draft:
         cause: str,
         bound: Binding | None = None,
         who: Subject | None = None,
-        data: Mapping[str, Any] | None = None,
+        data: str = "{}",
         node_time: int | None = None,
         **cells: Any,
     ) -> Address:
         """One step of one address: its new row and its event."""
         at = self._recorded_at(row)
         if who is not None:
-            cells["subject"] = salted(self.salt, who.document)
+            cells["subject"] = self._names(who)[0]
         if bound is not None:
             cells |= {**bound._asdict(), "bound_at": at}
         after = row._replace(step=row.step + 1, at=at, **cells)
@@ -437,7 +447,7 @@ class _Draft:
             tx=self.head.tx,
             position=0,
             id=next(self.ids),
-            type=type_,
+            type=type_.value,
             version=VERSION,
             recorded_at=at,
             happened_at=at if node_time is None else min(max(node_time, row.bound_at or row.at), at),
@@ -458,14 +468,29 @@ class _Draft:
             stamp=speaker.stamp,
             actor=actor,
             cause=cause,
-            data=canonical(data or {}),
+            data=data,
         )))  # fmt: skip
         return after
 
+    def _terms(self, pool: int, want: Want) -> Terms:
+        """Fellows of a batch mostly have the same."""
+        key = (pool, want.clean_gateway, want.routes)
+        if key not in self.terms:
+            value = _terms(self.definition.by_id[pool], want)
+            self.terms[key] = Terms(value, canonical(value))
+        return self.terms[key]
+
+    def _names(self, subject: Subject) -> tuple[bytes, str]:
+        """Under which id the ledger keeps them, and their document."""
+        if subject not in self.names:
+            document = subject.document
+            self.names[subject] = salted(self.salt, document), document
+        return self.names[subject]
+
     def _subject(self, subject: Subject) -> None:
         if self.decision.events:
-            document = subject.document
-            self.decision.subjects[salted(self.salt, document)] = document
+            id_, document = self._names(subject)
+            self.decision.subjects[id_] = document
 
     def _refused(self, request: Request, answer: Answer) -> None:
         """A refusal leaves a trace that changes nothing; equal ones of a claim are muted for a while."""
@@ -475,8 +500,8 @@ class _Draft:
         if (claim.key, answer.reason) in self.muted:
             return
         pools = sorted({pool for want in getattr(request, "wants", ()) for pool in want.pools})
-        subject = salted(self.salt, request.subject.document)
-        self.decision.subjects[subject] = request.subject.document
+        subject, document = self._names(request.subject)
+        self.decision.subjects[subject] = document
         self.decision.events.append(sealed(Event(
             tx=self.head.tx,
             position=0,
@@ -541,8 +566,8 @@ def _used_out(want: Want) -> Refusal:
     return Refusal(Reason.USED_OUT, f"failed to allocate any {who}: all IP addresses used out", want.candidates)
 
 
-def _evidence(request: Release) -> dict[str, Any]:
-    return {"evidence": dict(request.evidence)}
+def _evidence(request: Release) -> str:
+    return canonical({"evidence": dict(request.evidence)})
 
 
 def _lives(claim: Claim, request: Release) -> bool:
