@@ -27,6 +27,7 @@ from cni.planning import Order
 from cni.result import check, result
 from cni.server import Connection, Server
 from cni.spool import Spool, Spooled
+from ledger.images import Address
 from ledger.operating import perform
 from ledger.requests import Answer, Granted, Refusal, Release, Request, Reselect
 from ledger.store import BATCH_MAX, Ledger, LedgerAwayError
@@ -296,9 +297,7 @@ class Agent:
     def _del(self, call: CniCall) -> Release:
         if not self._cluster.synced:
             raise ClusterAwayError("the agent has not read the cluster yet")
-        pod = self._cluster.pod_now(call.pod.namespace, call.pod.name) if call.pod else None
-        if call.pod and pod is None and not self._cluster.complete:
-            raise ClusterAwayError("part of the cluster cannot be read: that a pod is not seen proves nothing")
+        pod = self._pod_now(call.pod.namespace, call.pod.name) if call.pod else None
         return planning.release(call, pod, self._node_of(pod), self._settings)
 
     def _check(self, call: CniCall) -> None:
@@ -315,11 +314,24 @@ class Agent:
         self._must_be_synced(call)
         bound = self._ledger.bound_on(self._node, call.network)
         stale = planning.collect(call, bound, self._seen.order(call), self._gc_age_seconds)
-        releases = [planning.collected(call, row, self._pod_behind(row.claim or "")) for row in stale]
-        failed = [answer.text for answer in self._ledger.act(releases) if isinstance(answer, Refusal)]
+        releases, failed = self._collected(call, stale)
+        failed += [answer.text for answer in self._ledger.act(releases) if isinstance(answer, Refusal)]
         if failed:
             text = f"{len(failed)} of {len(stale)} stale attachments could not be released: {failed[0]}"
             raise CniError(Code.TRY_AGAIN, text, version=call.version)
+
+    def _collected(self, call: CniCall, stale: Sequence[Address]) -> tuple[list[Release], list[str]]:
+        """What is asked of the ledger, and why the rest cannot be judged now."""
+        subjects = self._ledger.subjects(stale)
+        releases: list[Release] = []
+        failed: list[str] = []
+        for row in stale:
+            try:
+                pod = self._pod_behind(row.claim or "")
+                releases.append(planning.collected(call, row, pod, subjects.get(row.subject or b"")))
+            except ClusterAwayError as error:
+                failed.append(str(error))
+        return releases, failed
 
     def _status(self, call: CniCall) -> None:
         """Asked before the agent was ready for the first time: now is the moment to see whether it is."""
@@ -363,7 +375,14 @@ class Agent:
 
     def _pod_behind(self, claim: str) -> PodFacts | None:
         _, kind, namespace, name, *_ = claim.split("|")
-        return self._cluster.pod_now(namespace, name) if kind == "Pod" else None
+        return self._pod_now(namespace, name) if kind == "Pod" else None
+
+    def _pod_now(self, namespace: str, name: str) -> PodFacts | None:
+        """The pod, looked up again: what an address may be taken away on."""
+        pod = self._cluster.pod_now(namespace, name)
+        if pod is None and not self._cluster.complete:
+            raise ClusterAwayError("part of the cluster cannot be read: that a pod is not seen proves nothing")
+        return pod
 
     def _node_of(self, pod: PodFacts | None) -> str:
         return pod.node if pod is not None and pod.node and self._many_nodes else self._node

@@ -13,7 +13,7 @@ from cni.errors import CniError, Code
 from cni.facts import Facts, PodFacts, Settings, claim_for
 from cni.selection import select
 from ledger.addresses import BITS
-from ledger.claims import CONTAINER, POD, Binding, Claim, Span, Subject, claim_of, exactly, span
+from ledger.claims import CONTAINER, POD, Binding, Claim, Span, Subject, claim_of, span
 from ledger.definition import Definition
 from ledger.images import Address
 from ledger.requests import Acquire, Grant, Refusal, Refuse, Release
@@ -22,6 +22,10 @@ ADD_AGE_SECONDS_MAX = 120
 """An older ADD has nobody waiting for its answer: kubelet and containerd give up before, and ask again."""
 GC_AGE_SECONDS_MIN = 60.0
 """The default: a younger binding may belong to an ADD that the runtime's list does not know yet."""
+NODES_OWN = "v1/Node/"
+"""How the owner of a static pod begins: the API server says so of every mirror pod."""
+NOT_ITS_OWN = "?"
+"""No claim's uid. GC does not tell what the runtime called a static pod; by the uid of its claim it did not."""
 NANOSECONDS = 1_000_000_000
 
 
@@ -73,6 +77,8 @@ def subject_of(call: CniCall, facts: Facts, settings: Settings) -> Subject:
     if pod is None:
         return Subject(settings.cluster, facts.node.name, call.network, call.container)
     owner, top = (each.text if each else "" for each in (pod.owner, pod.top_owner))
+    if pod.static:
+        owner = owner or f"{NODES_OWN}{facts.node.name}"
     return Subject(settings.cluster, pod.namespace, pod.name, pod.uid, owner, top, tuple(sorted(pod.labels.items())))
 
 
@@ -94,14 +100,12 @@ def release(call: CniCall, pod: PodFacts | None, node: str, settings: Settings) 
         node_time=call.start // 1_000,
         alive=pod.uid if pod is not None and pod.alive else "",
         sent_uid=call.pod.uid if call.pod else call.container,
-        evidence=_evidence(call, pod),
+        evidence=_seen(pod) if call.pod else {"seen": "the runtime deleted the container"},
     )
 
 
-def _evidence(call: CniCall, pod: PodFacts | None) -> dict[str, str]:
-    """What was seen that speaks for the end of the claim."""
-    if call.pod is None:
-        return {"seen": "the runtime deleted the container"}
+def _seen(pod: PodFacts | None) -> dict[str, str]:
+    """What the cluster showed that speaks for the end of the claim, or against it."""
     if pod is None:
         return {"seen": "no pod of this name"}
     return {"seen": "the pod lives" if pod.alive else pod.dead_reason or "the pod has ended", "uid": pod.uid}
@@ -110,27 +114,32 @@ def _evidence(call: CniCall, pod: PodFacts | None) -> dict[str, str]:
 def collect(call: CniCall, rows: Sequence[Address], order: Order, age_seconds: float) -> list[Address]:
     """Of this node's and network's bindings, those that a GC call says are gone, and that are older than this."""
     there = {(each.container, each.interface) for each in call.attachments}
+    # By both clocks: the database's may be behind the node's.
     newest = (order.now - int(age_seconds * NANOSECONDS)) // 1_000
     return [
         row
         for row in rows
-        if (row.container, claim_of(row.claim or "").interface) not in there and (row.bound_at or 0) < newest
+        if (row.container, claim_of(row.claim or "").interface) not in there
+        and max(row.bound_at or 0, (row.stamp or 0) // 1_000) < newest
     ]
 
 
-def collected(call: CniCall, row: Address, pod: PodFacts | None) -> Release:
-    """The DEL that a binding gets which no attachment stands behind."""
+def collected(call: CniCall, row: Address, pod: PodFacts | None, subject: Subject | None) -> Release:
+    """The DEL that a binding gets which no attachment stands behind. `subject`: its names, if they are still known."""
     claim = claim_of(row.claim or "")
+    static = pod.static if pod is not None else subject is None or subject.owner.startswith(NODES_OWN)
     return Release(
-        span=exactly(claim.key),
+        span=claim.siblings,
         container=row.container or "",
         interface=claim.interface,
         node=row.node or "",
         stamp=call.start,
         node_time=call.start // 1_000,
         alive=pod.uid if pod is not None and pod.alive else "",
+        sent_uid=NOT_ITS_OWN if claim.kind == POD and static else claim.uid,
         cause="gc",
-        evidence={"network": call.network, "valid-attachments": len(call.attachments)},
+        evidence={"network": call.network, "valid-attachments": len(call.attachments)}
+        | (_seen(pod) if claim.kind == POD else {}),
     )
 
 

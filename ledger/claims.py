@@ -6,6 +6,7 @@ A claim's key is one text, so that all claims of a pod are a prefix of the key a
 from __future__ import annotations
 
 import hashlib
+import json
 from typing import NamedTuple
 
 from ledger.addresses import Family
@@ -39,6 +40,12 @@ class Claim(NamedTuple):
     def fixed(self) -> bool:
         """Whether the claim outlives the pods that carry its name."""
         return self.uid == ""
+
+    @property
+    def siblings(self) -> Span:
+        """All claims of its pod, whatever its uid; outside Kubernetes of its container."""
+        own = (self.uid,) if self.kind == CONTAINER else ()
+        return span(self.cluster, self.kind, self.namespace, self.name, *own)
 
 
 def both_families(claim: Claim) -> tuple[Claim, Claim]:
@@ -90,6 +97,12 @@ class Subject(NamedTuple):
     def document(self) -> str:
         """The canonical JSON that the ledger keeps."""
         return canonical({**self._asdict(), "labels": dict(self.labels)})
+
+
+def subject_in(document: str) -> Subject:
+    """The names that this document says."""
+    said = json.loads(document)
+    return Subject(**{**said, "labels": tuple(sorted(said["labels"].items()))})
 
 
 def salted(salt: bytes, text: str) -> bytes:

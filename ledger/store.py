@@ -20,7 +20,7 @@ from sqlalchemy.exc import DBAPIError
 from ledger import dialects, waiting
 from ledger.addresses import Family, Ip
 from ledger.admission import AdmissionRefused
-from ledger.claims import Claim
+from ledger.claims import Claim, Subject, subject_in
 from ledger.course import (
     Pending,
     advance,
@@ -41,7 +41,7 @@ from ledger.redefine import Change
 from ledger.requests import Acquire, Answer, Reason, Refusal, Refuse, Request
 from ledger.schema import SchemaError, check_schema
 from ledger.standing import Standing, standing
-from ledger.tables import address, ledger
+from ledger.tables import address, ledger, subject
 from ledger.transitions import ObjectName, doubt, fence, name_objects, random_ids, trust
 from ledger.witness import WitnessFile
 from ledger.writing import write
@@ -346,6 +346,17 @@ class Ledger:
     def bound_on(self, node: str, network: str) -> list[Address]:
         """The addresses whose containers on this node and network speak for them now."""
         return self._addresses((address.c.node == node) & (address.c.network == network))
+
+    def subjects(self, rows: Sequence[Address]) -> dict[bytes, Subject]:
+        """The names behind these rows by their ids, as far as they were not removed."""
+        ids = [bytes(row.subject) for row in rows if row.subject is not None]
+        query = select(subject.c.id, subject.c.document).where(subject.c.id.in_(ids), subject.c.document.is_not(None))
+
+        def answer() -> dict[bytes, Subject]:
+            with self._engine.connect() as connection:
+                return {bytes(row.id): subject_in(row.document) for row in connection.execute(query)}
+
+        return self._guarded(answer)
 
     def held(self, ip: int) -> Address | None:
         """Who holds this address now."""

@@ -17,7 +17,7 @@ from sqlalchemy import Connection, Engine, Select, bindparam, func, literal_colu
 from ledger import dialects, tables
 from ledger.addresses import Ip
 from ledger.canonical import canonical
-from ledger.claims import Subject, claim_of
+from ledger.claims import Subject, claim_of, subject_in
 from ledger.definition import Pool
 from ledger.definitions import load
 from ledger.events import Event, EventType
@@ -310,7 +310,7 @@ def _subjects_of(connection: Connection, ids: Iterable[bytes | None]) -> dict[by
     """The names behind them, as far as they were not removed."""
     wanted = _ids({each for each in ids if each is not None})
     rows = connection.execute(_by_id(connection.dialect.name), {"subjects": wanted})
-    return {row.id: _subject_in(row.document) for row in rows}
+    return {row.id: subject_in(row.document) for row in rows}
 
 
 def _subjects_named(connection: Connection, namespace: str, name: str) -> dict[bytes, Subject]:
@@ -320,13 +320,8 @@ def _subjects_named(connection: Connection, namespace: str, name: str) -> dict[b
     # Labels can imitate these keys, and SQLite takes capital letters for small ones: this only narrows the search.
     said = [canonical({key: value})[1:-1] for key, value in (("name", name), ("namespace", namespace))]
     query = _documents.where(*(_subject.document.contains(each, autoescape=True) for each in said)).limit(SUBJECTS_MAX)
-    found = {row.id: _subject_in(row.document) for row in connection.execute(query)}
+    found = {row.id: subject_in(row.document) for row in connection.execute(query)}
     return {id_: each for id_, each in found.items() if (each.namespace, each.name) == (namespace, name)}
-
-
-def _subject_in(document: str) -> Subject:
-    said = json.loads(document)
-    return Subject(**{**said, "labels": tuple(sorted(said["labels"].items()))})
 
 
 def _ids(ids: Iterable[bytes]) -> str:

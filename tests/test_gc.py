@@ -1,0 +1,128 @@
+"""GC is one DEL by the same rules for each binding that the runtime's list does not show and that is old enough."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from cni.call import Attachment, CniCall, Command
+from cni.facts import PodFacts
+from cni.planning import NANOSECONDS, NODES_OWN, Order, collect, collected
+from ledger.addresses import Ip
+from ledger.claims import CONTAINER, POD, Claim, Subject
+from ledger.images import UNBOUND, Address
+from tests.agents import Sandbox
+from tests.conftest import Database
+from tests.test_agent import A, Agents, agents, cluster, held, pod, until, write
+
+__all__ = ["agents", "cluster"]
+
+NOW = 1_000 * NANOSECONDS
+AGE = 60.0
+MIRROR = "kubernetes.io/config.hash: abc, kubernetes.io/config.mirror: abc"
+
+
+def call(*there: tuple[str, str]) -> CniCall:
+    listed = tuple(Attachment(containerID=container, ifname=interface) for container, interface in there)
+    return CniCall(Command.GC, "1.1.0", "net", NOW, attachments=listed)
+
+
+def bound(
+    container: str = "c1", interface: str = "eth0", *, bound_at: int = 0, stamp: int = 0, kind: str = POD
+) -> Address:
+    """A row that this container speaks for, since so many seconds by the database's clock and by the node's."""
+    claim = Claim("here", kind, "default", "web", "u1", interface, 4)
+    row = Address(Ip(1), 1, True, False, 0, 1, 0, 1, claim.key, b"s", **UNBOUND, result="{}")
+    seconds = {"bound_at": bound_at * 1_000_000, "stamp": stamp * NANOSECONDS}
+    return row._replace(container=container, network="net", node="node-1", **seconds)
+
+
+@pytest.mark.parametrize(("row", "stale"), [
+    (bound("gone"), True),
+    (bound("listed"), False),
+    (bound("listed", "net1"), True),
+    (bound("gone", bound_at=939), True),
+    (bound("gone", bound_at=941), False),
+    (bound("gone", stamp=939), True),
+    (bound("gone", stamp=941), False),  # the node's clock is ahead of the database's
+])  # fmt: skip
+def test_what_is_not_listed_and_old_by_both_clocks_is_stale(row: Address, stale: bool) -> None:
+    assert collect(call(("listed", "eth0")), [row], Order(0, NOW), AGE) == ([row] if stale else [])
+
+
+def subject(owner: str = "") -> Subject:
+    return Subject("here", "default", "web", "u1", owner)
+
+
+def shown(uid: str = "u1", *, alive: bool = True, static: bool = False) -> PodFacts:
+    annotations = {"kubernetes.io/config.mirror": "abc"} if static else {}
+    return PodFacts("default", "web", uid, "node-1", annotations=annotations, alive=alive)
+
+
+@pytest.mark.parametrize(("pod", "names", "alive", "static"), [
+    (shown(), subject(), "u1", False),
+    (shown(alive=False), subject(), "", False),
+    (shown("u2"), subject(), "u2", False),
+    (None, subject(), "", False),
+    (None, subject("apps/v1/ReplicaSet/web"), "", False),
+    (shown(static=True), subject(f"{NODES_OWN}node-1"), "u1", True),
+    (shown(alive=False, static=True), subject(f"{NODES_OWN}node-1"), "", True),
+    (None, subject(f"{NODES_OWN}node-1"), "", True),
+    (None, None, "", True),  # whoever's names were removed may be one
+])  # fmt: skip
+def test_a_stale_binding_gets_the_del_that_its_pod_would_get(
+    pod: PodFacts | None, names: Subject | None, alive: str, static: bool
+) -> None:
+    release = collected(call(), bound(), pod, names)
+    assert release.alive == alive
+    assert (release.sent_uid == "u1") is not static
+    assert release.span[0] == "here|Pod|default|web|"
+    assert release.evidence["seen"]
+
+
+def test_a_stale_container_outside_kubernetes_is_freed_alone() -> None:
+    release = collected(call(), bound(kind=CONTAINER), None, subject())
+    assert (release.alive, release.sent_uid, release.span[0]) == ("", "u1", "here|Container|default|web|u1|")
+
+
+def test_gc_frees_what_a_del_would_free_and_keeps_what_it_would_keep(
+    agents: Agents, cluster: Path, database: Database
+) -> None:
+    both = json.dumps([{"interface": "eth0", "ipv4": ["p"]}, {"interface": "net1", "ipv4": ["p"]}])
+    ended = pod("web-0", "uid-0", annotations=f"ipam.spidernet.io/ippools: '{both}'")
+    write(cluster, "pods.yaml", ended + pod("static", "uid-s", annotations=MIRROR))
+    agent = agents("--node", "node-1", "--gc-min-age", "0")
+    agent.add(A)
+    agent.add(Sandbox("s1", pod="static", uid="abc"))
+    assert held(database) == {"40a09000a": "a1", "40a09000b": None, "40a09000c": "s1"}
+    write(cluster, "pods.yaml", "# gone\n")
+    assert agent.collect().code == 0
+    assert held(database) == {"40a09000c": None}, "the pod's other claim went with it; a static pod is only unbound"
+
+
+def test_gc_frees_nobody_who_may_stand_in_a_file_that_cannot_be_read(
+    agents: Agents, cluster: Path, database: Database
+) -> None:
+    write(cluster, "pods.yaml", pod("web-0", "uid-0"))
+    write(cluster, "more.yaml", pod("web-1", "uid-1"))
+    agent = agents("--node", "node-1", "--gc-min-age", "0")
+    for box in (A, Sandbox("b1", pod="web-1", uid="uid-1")):
+        agent.add(box)
+    write(cluster, "more.yaml", pod("web-1", "uid-1", more=", deletionTimestamp: '2024-01-01T00:00:00Z'"))
+    (cluster / "pods.yaml").rename(cluster / "moved.txt")
+    (cluster / "other.yaml").symlink_to("nowhere")
+    answers = []
+
+    def refused() -> bool:
+        answers.append(agent.collect())
+        return "b1" not in held(database).values()
+
+    until(refused)
+    assert [answer.code for answer in answers] == [11] * len(answers)
+    assert "proves nothing" in answers[-1].document["msg"]
+    assert list(held(database).values()) == ["a1"]
+    (cluster / "other.yaml").unlink()
+    until(lambda: agent.collect().code == 0)
+    assert held(database) == {}
