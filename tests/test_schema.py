@@ -7,12 +7,15 @@ from typing import Any
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import create_engine, inspect, text
+from sqlalchemy import Engine, create_engine, inspect, text
 from sqlalchemy.exc import DBAPIError
 
 from ledger.database import open_engine
+from ledger.journal import Mark, page
 from ledger.schema import SchemaError, check_schema, migrate
+from ledger.store import Ledger, Settings
 from ledger.tables import metadata
+from tests.acts import Pod, a_pool, define, given
 from tests.conftest import Database
 
 GUARDS = r"event_is_append_only|address_is_for_ever|address_step_follows"
@@ -34,6 +37,60 @@ def _is_partition(difference: Any) -> bool:
     name = getattr(subject, "name", "")
     owner = getattr(getattr(subject, "table", None), "name", "")
     return kind.startswith("remove_") and (str(name).startswith("event_") and (owner or name) != "event")
+
+
+SHARED = ("ledger", "pool", "reservation", "subject")
+
+
+def test_nothing_that_every_add_writes_points_at_rows_that_adds_share(database: Database) -> None:
+    with database.engine(writes=False).connect() as connection:
+        schema = inspect(connection)
+        pointed_at = {
+            key["referred_table"] for name in schema.get_table_names() for key in schema.get_foreign_keys(name)
+        }
+    assert not pointed_at & set(SHARED), "each insert would lock such a row"
+
+
+def test_the_journal_is_kept_by_transaction_then_position(database: Database) -> None:
+    with database.engine(writes=False).connect() as connection:
+        assert inspect(connection).get_pk_constraint("event")["constrained_columns"] == ["tx", "position"]
+
+
+def test_events_lie_in_partitions_by_their_transaction(postgresql: Database) -> None:
+    engine = postgresql.engine()
+    ledger = Ledger(engine, Settings(doubt_seconds=0))
+    define(ledger, a_pool("a", "10.1.0.1"))
+    given(ledger, Pod())
+    with engine.connect() as connection:
+        assert connection.execute(text("SELECT pg_get_partkeydef('event'::regclass)")).scalar_one() == "RANGE (tx)"
+        used = connection.execute(text("SELECT DISTINCT tableoid::regclass::text FROM event")).scalars().all()
+    # What has no partition of its own goes to `event_rest`, which no reader can pass over.
+    assert used == partitions(engine)[:1]
+
+
+def test_a_page_looks_only_into_the_partitions_between_its_mark_and_its_fence(postgresql: Database) -> None:
+    engine = postgresql.engine()
+    names = partitions(engine)
+    lows = [int(name.removeprefix("event_")) for name in names]
+    for mark, fence, touched in (
+        (Mark(lows[2] + 5, 7), lows[2] + 9, names[2:3]),
+        (Mark(lows[2] + 5, 7), lows[3] + 1, names[2:4]),
+        (Mark(lows[6], 7), lows[6] + 1, names[6:7]),
+    ):
+        with engine.connect() as connection:
+            page(connection, mark, before=fence)
+            assert sorted(connection.execute(text(_LOOKED_INTO)).scalars()) == touched
+            connection.invalidate()  # The next session counts anew.
+
+
+_LOOKED_INTO = "SELECT relname FROM pg_stat_xact_user_tables WHERE relname LIKE 'event%' AND seq_scan + idx_scan > 0"
+
+
+def partitions(engine: Engine) -> list[str]:
+    """Those for transactions from now on, in order."""
+    query = "SELECT inhrelid::regclass::text FROM pg_inherits WHERE inhparent = 'event'::regclass"
+    with engine.connect() as connection:
+        return sorted(set(connection.execute(text(query)).scalars()) - {"event_rest"})
 
 
 def test_migrating_again_changes_nothing(database: Database) -> None:
@@ -81,6 +138,25 @@ def test_history_cannot_be_truncated(postgresql: Database, table: str) -> None:
     engine.dispose()
 
 
+def test_the_journal_as_a_whole_is_not_truncated_even_where_a_partition_has_no_guard(postgresql: Database) -> None:
+    engine = postgresql.engine()
+    with engine.begin() as connection:
+        for name in (*partitions(engine), "event_rest"):
+            connection.execute(text(f"DROP TRIGGER event_is_not_truncated ON {name}"))
+    with pytest.raises(DBAPIError, match=GUARDS), engine.begin() as connection:
+        connection.execute(text("TRUNCATE event"))
+
+
+def test_a_partition_that_is_made_later_keeps_its_events(postgresql: Database) -> None:
+    engine = postgresql.engine()
+    with engine.begin() as connection:
+        connection.execute(text("CREATE TABLE event_later PARTITION OF event FOR VALUES FROM (1) TO (10)"))
+    _put_one_event(engine, tx=5)
+    for statement in ("UPDATE event_later SET cause = 'x'", "DELETE FROM event_later"):
+        with pytest.raises(DBAPIError, match=GUARDS), engine.begin() as connection:
+            connection.execute(text(statement))
+
+
 def _rows(engine: Any, name: str) -> int:
     with engine.connect() as connection:
         return int(connection.execute(text(f"SELECT count(*) FROM {name}")).scalar_one())
@@ -98,13 +174,20 @@ def test_a_replacing_insert_cannot_change_the_journal(sqlite: Database, verb: st
     plain.dispose()
 
 
-def _put_one_event(engine: Any) -> None:
+def test_a_replacing_insert_cannot_take_an_address_away(sqlite: Database) -> None:
+    engine = sqlite.engine()
+    _put_one_event(engine)
+    with pytest.raises(DBAPIError, match=GUARDS), engine.begin() as connection:
+        connection.execute(text("REPLACE INTO address SELECT * FROM address"))
+
+
+def _put_one_event(engine: Any, tx: int = (1 << 44) + 1000) -> None:
     with engine.begin() as connection:
         position, value = ("position, ", "1, ") if engine.dialect.name == "sqlite" else ("", "")
         connection.execute(text(
             f"INSERT INTO event (tx, {position}id, type, version, recorded_at, happened_at, actor, cause, data, "
             "digest) "
-            f"VALUES ((1 * 17592186044416) + 1000, {value}7, 't', 1, 1, 1, 'a', 'c', '{{}}', :digest)"
+            f"VALUES ({tx}, {value}7, 't', 1, 1, 1, 'a', 'c', '{{}}', :digest)"
         ), {"digest": b"\0"})  # fmt: skip
         connection.execute(text(
             "INSERT INTO address (ip, pool, held, withheld, ready, step, at, claim, result) "
