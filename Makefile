@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := ledger cni projector migrations tests benchmarks spiderledger.py hatch_build.py
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench fuzz clean
 
 demo: $(VENV)/installed
 	$(BIN)/spiderledger demo
@@ -21,6 +21,12 @@ lint: $(VENV)/developed
 
 bench: $(VENV)/developed
 	$(BIN)/python -m benchmarks $(BENCH)
+
+# The CNI plugin under a fuzzer and sanitizers, for so many seconds; `SECONDS=0 RUNS=1000000` counts inputs instead.
+fuzz: SECONDS = 60
+fuzz: RUNS = -1
+fuzz: $(VENV)/developed
+	$(BIN)/python -m tests.fuzz --seconds $(SECONDS) --runs $(RUNS)
 
 clean:
 	rm -rf $(VENV) .demo build dist
