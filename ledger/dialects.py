@@ -213,6 +213,9 @@ def on_connect_postgresql(engine: Engine) -> None:
         "tcp_user_timeout": TCP_USER_TIMEOUT_MS,
         "jit": "off",
         "enable_seqscan": "off",
+        # Rows are joined to the few that a batch names: a merge would walk through the whole index instead.
+        "enable_mergejoin": "off",
+        "enable_hashjoin": "off",
     }
 
     @event.listens_for(engine, "connect")
