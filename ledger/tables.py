@@ -27,6 +27,7 @@ from sqlalchemy import (
     and_,
     not_,
     text,
+    type_coerce,
 )
 
 from ledger.addresses import Ip, from_key, key
@@ -140,7 +141,8 @@ address = Table(
     CheckConstraint("container IS NULL OR held", name="bound_while_held"),
     sqlite_with_rowid=False,
 )
-idle = and_(not_(address.c.held), not_(address.c.withheld))
+# As the index says it, word for word: SQLite would not see that `held = 0` says the same, and read the whole table.
+idle = and_(*(not_(type_coerce(address.c[name], Integer)) for name in ("held", "withheld")))
 _idle = text("NOT held AND NOT withheld")
 Index("address_ready", address.c.pool, address.c.ready, postgresql_where=_idle, sqlite_where=_idle)
 
