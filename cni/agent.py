@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from cni import planning
-from cni.call import CniCall, Command, read_call
+from cni.call import CniCall, Command, decoded, read_call
 from cni.cluster import Cluster, ClusterAwayError
 from cni.errors import CniError, Code, refused
 from cni.facts import Facts, NamespaceFacts, NodeFacts, PodFacts, Settings
@@ -201,7 +201,7 @@ class Agent:
 
     def _operate(self, order: OperatorOrder) -> None:
         try:
-            self._answer(order.connection, 200, _json(perform(self._ledger, json.loads(order.body))))
+            self._answer(order.connection, 200, _json(perform(self._ledger, decoded(order.body))))
         except ValueError as error:
             self._answer(order.connection, 422, f"{error}\n".encode())
 

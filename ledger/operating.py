@@ -18,6 +18,8 @@ from ledger.store import Ledger
 
 OPERATOR: Final = "Operator"
 """The kind of a claim that a person made. It has no uid: only a person ends it."""
+NAME_MAX: Final = 253
+"""Names become part of a claim's key, and that stands in an index, whose entries have a limit."""
 TRIES_MAX: Final = 5
 
 
@@ -34,8 +36,8 @@ class _Order(BaseModel):
 class Allocate(_Order):
     """Give this name an address of the pool."""
 
-    name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
-    namespace: str = Field(default="", pattern=r"^([A-Za-z0-9][A-Za-z0-9_.-]*)?$")
+    name: str = Field(min_length=1, max_length=NAME_MAX, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    namespace: str = Field(default="", max_length=NAME_MAX, pattern=r"^([A-Za-z0-9][A-Za-z0-9_.-]*)?$")
     pool: str
     address: str | None = None
 
