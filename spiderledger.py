@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
@@ -142,6 +143,8 @@ def agent(
         parts.callback(server.close)
         served.start(server)
         parts.callback(served.stop)
+        # What was loaded until now is never garbage: an ADD must not wait while the collector looks at it.
+        gc.freeze()
         log.info("serving on %s", socket_path)
         stop.wait()
         log.info("finishing what has come in, then leaving")

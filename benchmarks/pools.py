@@ -86,4 +86,4 @@ def _acquire(store: Ledger, pool_id: int, family: int) -> tuple[Acquire, Claim]:
 
 def _release(claim: Claim) -> Release:
     now = time.time_ns()
-    return Release(span("", CONTAINER, "node", NETWORK, claim.uid), claim.uid, "eth0", "node", now, now // 1_000)
+    return Release(span("", CONTAINER, "node", NETWORK, claim.uid), claim.uid, "eth0", now, now // 1_000)

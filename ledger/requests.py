@@ -65,7 +65,6 @@ class Release:
     span: Span
     container: str
     interface: str
-    node: str
     stamp: int
     node_time: int
     alive: str = ""

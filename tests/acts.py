@@ -183,7 +183,6 @@ def delete(pod: Pod, *, alive: str = "", sent: str | None = None, interface: str
         span=span(*fields, pod.uid) if pod.kind == CONTAINER else span(*fields),
         container=pod.container,
         interface=interface,
-        node=pod.node,
         stamp=more.pop("stamp", pod.stamp),
         node_time=more.pop("node_time", 0),
         alive=alive,
