@@ -361,9 +361,7 @@ class _Draft:
                 continue
             claim = claim_of(row.claim or "")
             if _lives(claim, request):
-                self._change(
-                    row, EventType.UNBOUND, request.actor, request.cause, data=canonical(_evidence(request)), **UNBOUND
-                )
+                self._change(row, EventType.UNBOUND, request.actor, request.cause, data=_evidence(request), **UNBOUND)
                 unbound += 1
                 continue
             self._free_row(row, request.actor, request.cause, request.evidence, request.node_time)

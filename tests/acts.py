@@ -297,6 +297,10 @@ def check(engine: Engine) -> list[Event]:
 def _check_order(events: Sequence[Event], *, sqlite: bool) -> None:
     assert len({event.id for event in events}) == len(events)
     assert all(digest(event) == bytes(event.digest) for event in events)
+    for event in events:
+        said = json.loads(event.data)
+        assert isinstance(said, dict), f"{event.type}: {said}"
+        assert canonical(said) == event.data
     if sqlite:
         assert [event.position for event in events] == list(range(1, len(events) + 1))
     inside: dict[tuple[int, Ip], int] = {}
