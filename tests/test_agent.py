@@ -235,6 +235,20 @@ def test_a_live_pods_del_keeps_its_address_and_a_deleted_pods_frees_it(
     assert agent.delete(Sandbox("never", pod="web-0", uid="uid-0")).code == 0, "unknown"
 
 
+def test_a_late_del_frees_what_its_ended_pod_kept_though_its_name_is_anothers_now(
+    agents: Agents, cluster: Path, database: Database
+) -> None:
+    write(cluster, "pods.yaml", pod("web-0", "uid-0"))
+    agent = agents()
+    agent.add(A)
+    assert agent.delete(A).code == 0
+    assert list(held(database).values()) == [None], "its pod lived"
+    write(cluster, "pods.yaml", pod("web-0", "uid-new"))
+    agent.add(Sandbox("n1", pod="web-0", uid="uid-new"))
+    assert agent.delete(A).code == 0
+    assert list(held(database).values()) == ["n1"]
+
+
 def test_a_pod_that_came_again_under_its_name_is_another_claim(
     agents: Agents, cluster: Path, database: Database
 ) -> None:

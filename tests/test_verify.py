@@ -46,6 +46,10 @@ TABLES = (tables.ledger, tables.pool, tables.reservation, tables.object_uid, tab
           tables.subject, *PROJECTED)  # fmt: skip
 
 
+def test_every_table_of_the_ledger_is_tampered_with_below() -> None:
+    assert {*TABLES, tables.event} == set(tables.metadata.sorted_tables)
+
+
 @dataclass(frozen=True)
 class Kept:
     """A small ledger that many tests change by hand, each leaving it as it was."""
