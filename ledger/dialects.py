@@ -31,6 +31,7 @@ from sqlalchemy import (
     text,
 )
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.elements import ColumnElement
@@ -232,8 +233,15 @@ def on_connect_sqlite(engine: Engine, identity: Any, now_us: Any, *, writes: boo
     `identity` tells which file this is and `now_us` the writer's clock: SQLite has neither.
     """
 
+    @event.listens_for(engine, "checkout")
+    def same_file(connection: sqlite3.Connection, record: Any, proxy: Any) -> None:
+        """Where another file lies by now, the one that is open is nobody's any more."""
+        if record.info["file"] != identity():
+            raise DisconnectionError("another file lies there")
+
     @event.listens_for(engine, "connect")
     def apply(connection: sqlite3.Connection, record: Any) -> None:
+        record.info["file"] = identity()
         connection.isolation_level = None
         connection.create_function("from_hex", 1, _from_hex, deterministic=True)
         connection.create_function("clock_us", 0, now_us)

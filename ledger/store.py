@@ -88,7 +88,6 @@ class Ledger:
         self._salt = b""
         self._settled = False
         self._fits = False
-        self._reopened_for = ""
         self._since: dict[int, int] = {}
         self._refused: dict[tuple[str, Reason], float] = {}
         default = DOUBT_SECONDS if dialects.is_postgresql(engine) else 0.0
@@ -214,7 +213,7 @@ class Ledger:
         if verdict is Standing.OPEN:
             self._refresh()
             return batch, {}
-        if self._reopened(head) or self._recorded(verdict, head):
+        if self._recorded(verdict, head):
             return batch, {}
         refusal = self._closed(verdict, head)
         return [], give_up(batch, refusal.reason, refusal.text)
@@ -229,14 +228,6 @@ class Ledger:
                 fence(self._engine, head, lost)
             case _:
                 return False
-        return True
-
-    def _reopened(self, head: Head) -> bool:
-        """Another file may lie where SQLite opened this one: only a new connection finds it. Once for each file."""
-        if head.present in (head.incarnation, self._reopened_for) or dialects.is_postgresql(self._engine):
-            return False
-        self._reopened_for = head.present
-        self._engine.dispose()
         return True
 
     def _closed(self, verdict: Standing, head: Head) -> Refusal:
@@ -317,7 +308,7 @@ class Ledger:
             verdict = standing(head, doubt_us=self._doubt_us)
             if verdict is Standing.OPEN:
                 return None
-            if not self._reopened(head) and not self._recorded(verdict, head):
+            if not self._recorded(verdict, head):
                 return self._closed(verdict, head)
         return Refusal(Reason.BUSY, "the ledger's standing keeps changing; try again")
 
