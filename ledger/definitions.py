@@ -20,7 +20,7 @@ from ledger.admission import AdmissionRefused, refuse_in_use
 from ledger.claims import claim_of
 from ledger.definition import Definition, Pool, Reservation, State
 from ledger.driver import joined
-from ledger.events import EventType
+from ledger.events import Event, EventType
 from ledger.images import Address, Extent
 from ledger.intervals import Interval
 from ledger.redefine import (
@@ -53,9 +53,10 @@ class StillHeldError(Exception):
 
 @dataclass(frozen=True)
 class Defined:
-    """The change is made (or was made before): the definition from now on."""
+    """The change is made, by this event, or was made before: the definition from now on."""
 
     definition: Definition
+    event: Event | None = None
 
 
 def load(connection: Connection) -> Definition:
@@ -87,16 +88,15 @@ def define(
             return Defined(old)
         if isinstance(revision, AdmissionRefused):
             return revision
-        refused = _apply(connection, revision, ids=ids, salt=salt, actor=actor, cause=cause)
-        if refused is not None:
+        outcome = _apply(connection, revision, ids=ids, salt=salt, actor=actor, cause=cause)
+        if isinstance(outcome, AdmissionRefused):
             connection.rollback()
-            return refused
-        return Defined(revision.definition)
+        return outcome
 
 
 def _apply(
     connection: Connection, revision: Revision, *, ids: Iterator[int], salt: bytes, actor: str, cause: str
-) -> AdmissionRefused | None:
+) -> Defined | AdmissionRefused:
     extents = _lock_extents(connection, [move.pool.id for move in revision.moves])
     rows = _lock_rows(connection, touched(revision.moves))
     if revision.type is EventType.POOL_RETIRED and _held_in(connection, revision.changed.id):
@@ -118,7 +118,7 @@ def _apply(
     _store(connection, revision.changed)
     connection.execute(update(ledger).values(definition=revision.definition.version))
     write(joined(connection), events=events, rows=written)
-    return None
+    return Defined(revision.definition, events[0])
 
 
 # Reading ----------------------------------------------------------------------------------------

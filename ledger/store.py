@@ -35,6 +35,7 @@ from ledger.decide import Decision, decide
 from ledger.definition import Definition
 from ledger.definitions import Defined, define, load
 from ledger.driver import transaction
+from ledger.events import Event
 from ledger.images import Address, Head, Images, Plan
 from ledger.reading import read
 from ledger.redefine import Change
@@ -186,14 +187,17 @@ class Ledger:
         return decide(attempts, images, definition, self._salt, random_ids(), muted)
 
     def _committed(self, batch: list[Pending], images: Images, decision: Decision) -> None:
-        if decision.events:
-            self._witness.saw(decision.events[-1])
+        self._saw(decision.events[-1] if decision.events else None)
         for pool, rows in images.idle.items():
             # Below the readiest row we saw nothing is idle any more, until a batch comes up short and looks again.
             self._since[pool] = rows[0].ready if rows else 0
         for place, answer in decision.answers.items():
             if isinstance(answer, Refusal):
                 self._remember(batch[place].attempt.request, answer.reason)
+
+    def _saw(self, event: Event | None) -> None:
+        if event is not None:
+            self._witness.saw(event)
 
     def _remember(self, request: Request, reason: Reason) -> None:
         """Equal refusals of one claim leave one trace per interval."""
@@ -296,6 +300,7 @@ class Ledger:
             cause=cause,
         )
         if isinstance(outcome, Defined):
+            self._saw(outcome.event)
             self._definition = outcome.definition
             self._since.clear()
         return outcome
@@ -325,7 +330,9 @@ class Ledger:
         closed = self._not_open()
         if closed is not None:
             raise LedgerAwayError(closed.text)
-        return name_objects(self._engine, present)
+        names, event = name_objects(self._engine, present)
+        self._saw(event)
+        return names
 
     # Reading ---------------------------------------------------------------------------------
 

@@ -56,8 +56,12 @@ def _transition(engine: Engine, type_: EventType, head: Head, data: Mapping[str,
             write(joined(connection), events=list(_events(connection, [(type_, data)], "standing")))
 
 
-def name_objects(engine: Engine, present: set[ObjectName]) -> dict[ObjectName, str]:
-    """The uids of these objects: new ones get theirs, and those that are known but not present lose it."""
+def name_objects(engine: Engine, present: set[ObjectName]) -> tuple[dict[ObjectName, str], Event | None]:
+    """The uids of these objects: new ones get theirs, and those that are known but not present lose it.
+
+    Also an event that says so, if anything has changed.
+    """
+    events: list[Event] = []
     with engine.begin() as connection:
         known = {(row.kind, row.namespace, row.name): row.uid for row in connection.execute(select(object_uid))}
         new = {name: random_uid() for name in sorted(present - known.keys())}
@@ -65,11 +69,11 @@ def name_objects(engine: Engine, present: set[ObjectName]) -> dict[ObjectName, s
         living = set(connection.execute(select(pool.c.uid).where(pool.c.state != State.RETIRED)).scalars())
         gone = {name: uid for name, uid in sorted(known.items()) if name not in present and uid not in living}
         if new or gone:
-            _write_names(connection, new, gone)
-    return {name: uid for name, uid in (known | new).items() if name in present}
+            events = _write_names(connection, new, gone)
+    return {name: uid for name, uid in (known | new).items() if name in present}, events[0] if events else None
 
 
-def _write_names(connection: Connection, new: Mapping[ObjectName, str], gone: Mapping[ObjectName, str]) -> None:
+def _write_names(connection: Connection, new: Mapping[ObjectName, str], gone: Mapping[ObjectName, str]) -> list[Event]:
     for kind, namespace, name in gone:
         mine = (object_uid.c.kind == kind, object_uid.c.namespace == namespace, object_uid.c.name == name)
         connection.execute(object_uid.delete().where(*mine))
@@ -77,7 +81,9 @@ def _write_names(connection: Connection, new: Mapping[ObjectName, str], gone: Ma
     if named:
         connection.execute(insert(object_uid), named)
     said = [(EventType.OBJECT_LEFT, each) for each in left] + [(EventType.OBJECT_NAMED, each) for each in named]
-    write(joined(connection), events=list(_events(connection, said, "folder")))
+    events = list(_events(connection, said, "folder"))
+    write(joined(connection), events=events)
+    return events
 
 
 def _named(objects: Mapping[ObjectName, str]) -> Iterator[dict[str, str]]:

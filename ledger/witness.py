@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from ledger.events import Event
+from ledger.events import EPOCH_SHIFT, Event
 
 RECORD_BYTES: Final = 128
 
@@ -22,9 +22,14 @@ class Witness(NamedTuple):
     tx: int
     id: int
 
+    @property
+    def epoch(self) -> int:
+        """The life of the database in which it was recorded."""
+        return self.tx >> EPOCH_SHIFT
+
 
 class WitnessFile:
-    """One agent's witness, written over in place. Only its writer thread calls it."""
+    """One agent's witness, written over in place. Of two threads that saw an event, either may be the last."""
 
     def __init__(self, path: Path | None) -> None:
         self.latest = _read(path) if path else None
