@@ -1,4 +1,4 @@
-"""The ledger's own verbs (migrate, verify, allocate, release), and how every verb opens a ledger and fails.
+"""The ledger's own verbs (migrate, verify, allocate, release, restore), and how every verb opens a ledger and fails.
 
 A verb leaves with 0 for yes or done, with `NO` for no (a fault, a refusal, nobody), and with `CANNOT` when the question
 could not be put. What takes long to import is imported by the verb that needs it: completion starts this program at
@@ -13,6 +13,7 @@ import os
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
+from datetime import UTC, datetime
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
@@ -36,7 +37,7 @@ BLAMED_STATES: Final = ("42501", "25006")
 
 def add_to(app: typer.Typer) -> None:
     """Give the command line these verbs."""
-    for verb in (migrate, verify, allocate, release):
+    for verb in (migrate, verify, allocate, release, restore):
         app.command()(verb)
 
 
@@ -124,6 +125,42 @@ def release(
 
     claim = claim_of(done["claim"])
     typer.echo(printable(f"{done['address']} is released; {claim.namespace}/{claim.name} held it"))
+
+
+def restore(
+    context: typer.Context,
+    reason: Reason,
+    accept_loss: Annotated[
+        bool, typer.Option("--accept-loss", help="Do it. Otherwise it is only told what would be done.")
+    ] = False,
+    operator: Operator = "",
+    socket_path: AgentSocket = SOCKET,
+) -> None:
+    """Open a fenced ledger again, without the events that its database has lost. First try to bring those back.
+
+    Exit code: 0 when it is open, 1 when nothing was done, 2 when it could not be asked for.
+    """
+    signed = _signed(operator, reason)
+    loss = _carry_out(context.obj, {"restore": signed}, socket_path)
+    typer.echo(printable(f"the ledger is fenced: {loss['reason']}"))
+    for line in _LOSS.format(**{**loss, "at": _moment(loss["at"])}).splitlines():
+        typer.echo(line)
+    if not accept_loss:
+        leave("nothing was done: say --accept-loss if that is to be", NO)
+    _carry_out(context.obj, {"restore": {**signed, "epoch": loss["epoch"]}}, socket_path)
+    typer.echo(f"the ledger is open: epoch {loss['epoch']} has begun")
+
+
+_LOSS: Final = """\
+its journal ends with event {tx}/{position}, recorded at {at}
+addresses that were given after that are not known here: who has one keeps it, and it may be given to others as well
+epoch {epoch} begins with this journal: nothing is adopted, and what agents saw before does not fence the ledger again
+"""
+
+
+def _moment(microseconds: int) -> str:
+    moment = datetime.fromtimestamp(microseconds / 1_000_000, UTC)
+    return f"{moment:%Y-%m-%dT%H:%M:%S}Z"
 
 
 # Opening a ledger -------------------------------------------------------------------------------

@@ -206,6 +206,15 @@ def _on_conflict(
     return base
 
 
+def alone(connection: Connection) -> None:
+    """Nobody else reads the ledger's row until this transaction ends, and whoever had read it has ended.
+
+    So nobody writes an event by a row that is not true any more. On SQLite the one writer is alone anyway.
+    """
+    if is_postgresql(connection):
+        connection.execute(text("LOCK TABLE ledger IN ACCESS EXCLUSIVE MODE"))
+
+
 def on_connect_postgresql(engine: Engine) -> None:
     """Bounded waits, and plans that a fresh, never analyzed table cannot spoil."""
     settings = {

@@ -45,6 +45,7 @@ class EventType(StrEnum):
     LEDGER_DOUBTED = "ledger.doubted"
     LEDGER_TRUSTED = "ledger.trusted"
     LEDGER_FENCED = "ledger.fenced"
+    LEDGER_RESTORED = "ledger.restored"
 
 
 TYPES: Final = frozenset(each.value for each in EventType)

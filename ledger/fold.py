@@ -41,6 +41,8 @@ POOL: Final = frozenset(each for each in EventType if each.startswith("pool."))
 RESERVATION: Final = frozenset(each for each in EventType if each.startswith("reservation."))
 DEFINING: Final = frozenset(EventType) - ADDRESS - {EventType.REFUSED}
 """What changes the ledger's row, the definition or the names of objects."""
+OPENING: Final = frozenset({EventType.LEDGER_OPENED, EventType.LEDGER_RESTORED})
+"""What begins an epoch."""
 HOLDERS: Final = frozenset({EventType.REBOUND, EventType.UNBOUND, EventType.RELEASED})
 """What can happen to a held address only, and through its holder's claim."""
 TOLD: Final = frozenset({EventType.ALLOCATED, EventType.REBOUND, EventType.RELEASED})
@@ -221,7 +223,7 @@ class Fold:
             self._fault(event, f"its position {event.position} stands twice")
         elif self._ordered and event.position != last + 1:
             self._fault(event, f"its position {event.position} does not follow {last}")
-        if event.type != EventType.LEDGER_OPENED and event.epoch != self.state.ledger.epoch:
+        if event.type not in OPENING and event.epoch != self.state.ledger.epoch:
             self._fault(event, f"its epoch {event.epoch} is not {self.state.ledger.epoch}")
         if event.happened_at > event.recorded_at:
             self._fault(event, f"it happened at {event.happened_at}, after it was recorded at {event.recorded_at}")
@@ -243,9 +245,17 @@ class Fold:
         row = self.state.ledger
         match event.type:
             case EventType.LEDGER_OPENED:
-                if details["epoch"] != event.epoch or (self.events and event.epoch <= row.epoch):
+                if details["epoch"] != event.epoch or self.events:
                     self._fault(event, f"it opens epoch {details['epoch']} after {row.epoch}")
                 row = Ledger(details["epoch"], row.definition, details["incarnation"])
+            case EventType.LEDGER_RESTORED:
+                if details["epoch"] != event.epoch or event.epoch <= row.epoch:
+                    self._fault(event, f"it opens epoch {details['epoch']} after {row.epoch}")
+                if row.fenced is None:
+                    self._fault(event, "it restores a ledger that is not fenced")
+                if (event.definition or 0) <= row.definition:
+                    self._fault(event, f"definition {event.definition} follows {row.definition}")
+                row = Ledger(details["epoch"], event.definition or 0, details["incarnation"])
             case EventType.LEDGER_DOUBTED:
                 row = row._replace(doubted=details["incarnation"], doubt_until=details["until"])
             case EventType.LEDGER_TRUSTED:
@@ -544,12 +554,14 @@ _SHAPES: Final[Mapping[str, Mapping[str, Callable[[Any], bool]]]] = {
     EventType.LEDGER_DOUBTED: {"incarnation": _words, "until": _whole},
     EventType.LEDGER_TRUSTED: {"incarnation": _words},
     EventType.LEDGER_FENCED: {"reason": _words},
+    EventType.LEDGER_RESTORED: {"epoch": _whole, "incarnation": _words, "reason": _words},
 }
 """What the details of each type must hold for the fold to go on."""
 _COLUMNS: Final[Mapping[str, tuple[str, ...]]] = {
     **dict.fromkeys(ADDRESS, ("ip", "family", "step", "pool")),
     **dict.fromkeys(POOL, ("pool", "definition")),
     **dict.fromkeys(RESERVATION, ("definition",)),
+    EventType.LEDGER_RESTORED: ("definition",),
     EventType.ALLOCATED: ("ip", "family", "step", "pool", "holding", "definition", "claim"),
 }
 

@@ -1,4 +1,5 @@
-"""What an operator asks for by hand: an address given, an address taken back, each an event with who and why.
+"""What an operator asks for by hand: an address given or taken back, a fenced ledger opened; each an event that says
+who and why.
 
 `perform` takes and gives plain JSON values, because on SQLite the only writer is the agent and the order
 reaches it through its socket.
@@ -48,18 +49,26 @@ class Release(_Order):
     address: str
 
 
+class Restore(_Order):
+    """Open this epoch of a fenced ledger and accept what was lost. Without an epoch: say what that would be."""
+
+    epoch: int | None = None
+
+
 def perform(ledger: Ledger, order: object) -> dict[str, Any]:
-    """Carry out `{"allocate": {…}}` or `{"release": {…}}`. OperatorError when it cannot be."""
+    """Carry out `{"allocate": {…}}`, `{"release": {…}}` or `{"restore": {…}}`. OperatorError when it cannot be."""
     try:
         match order:
             case {"allocate": dict() as said}:
                 return _allocate(ledger, Allocate.model_validate(said))
             case {"release": dict() as said}:
                 return _release(ledger, Release.model_validate(said))
+            case {"restore": dict() as said}:
+                return _restore(ledger, Restore.model_validate(said))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise OperatorError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-    raise OperatorError("an order is `allocate` or `release`")
+    raise OperatorError("an order is `allocate`, `release` or `restore`")
 
 
 def _allocate(ledger: Ledger, order: Allocate) -> dict[str, Any]:
@@ -104,6 +113,15 @@ def _release(ledger: Ledger, order: Release) -> dict[str, Any]:
         if isinstance(answer, Done) and answer.freed:
             return {"address": text(ip), "claim": row.claim}
     raise OperatorError(f"{order.address} keeps changing hands; look again")
+
+
+def _restore(ledger: Ledger, order: Restore) -> dict[str, Any]:
+    loss = ledger.loss()
+    if loss is None:
+        raise OperatorError("the ledger is not fenced: there is nothing to restore")
+    if order.epoch is not None and not ledger.restore(order.epoch, actor=order.operator, reason=order.reason):
+        raise OperatorError("the ledger has changed since it was looked at; look again")
+    return loss._asdict()
 
 
 def _address(said: str) -> Ip:

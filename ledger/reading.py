@@ -37,6 +37,7 @@ from sqlalchemy.sql.expression import CTE, CompoundSelect
 from ledger import dialects
 from ledger.addresses import Ip, from_key, key
 from ledger.driver import Driver
+from ledger.events import EPOCH_SHIFT
 from ledger.images import Address, Demand, Extent, Head, Images, Plan
 from ledger.tables import IpKey, address, event, extent, idle, ledger
 
@@ -55,6 +56,12 @@ def read(driver: Driver, plan: Plan, witness: tuple[int, int] | None) -> Images:
     return _images(rows, [demand.pool for demand in plan.demands])
 
 
+def read_head(driver: Driver, witness: tuple[int, int] | None) -> Head:
+    """The ledger's row alone. It draws no transaction number: agents look often, and a server has to keep count."""
+    [row] = driver.fetch(_alone(), _sought(witness))
+    return _read_head(_Row._make(row))
+
+
 def _rounded_up(pools: int) -> int:
     """To a power of two, so that there are few texts."""
     return pools and 1 << (pools - 1).bit_length()
@@ -67,15 +74,23 @@ def _statement(dialect: str, size: int, asked: bool) -> CompoundSelect[Any]:
         parts += _demand(number)
     if asked:
         parts += _asked(dialect)
-    return union_all(*parts, _head())
+    return union_all(*parts, _head(dialects.transaction()))
+
+
+@cache
+def _alone() -> Select[Any]:
+    return _head(literal_column("0", BigInteger))
+
+
+def _sought(witness: tuple[int, int] | None) -> dict[str, Any]:
+    return {"witness_tx": witness[0] if witness else None, "witness_id": witness[1] if witness else None}
 
 
 def _parameters(plan: Plan, size: int, witness: tuple[int, int] | None) -> dict[str, Any]:
     empty = Demand(NO_POOL, 0, 0, 0, 0)
     parameters: dict[str, Any] = {
         "spans": json.dumps([{"lo": low, "hi": high} for low, high in plan.spans]),
-        "witness_tx": witness[0] if witness else None,
-        "witness_id": witness[1] if witness else None,
+        **_sought(witness),
     }
     if plan.asked:
         parameters["asked"] = json.dumps([{"ip": key(each.ip).hex(), "pool": each.pool} for each in plan.asked])
@@ -168,16 +183,18 @@ def _asked(dialect: str) -> list[Select[Any]]:
     ]
 
 
-def _head() -> Select[Any]:
+def _head(number: ColumnElement[int]) -> Select[Any]:
     witness_tx, witness_id = bindparam("witness_tx", type_=BigInteger), bindparam("witness_id", type_=BigInteger)
     seen = exists(select(event.c.position).where(event.c.tx == witness_tx, event.c.id == witness_id))
+    # What an earlier epoch knew and this one does not, was settled when the ledger was restored.
+    settled = witness_tx < cast(ledger.c.epoch, BigInteger).op("<<")(literal_column(str(EPOCH_SHIFT)))
     head = _wide(
         "head",
         None,
-        held=witness_tx.is_(None) | seen,
+        held=witness_tx.is_(None) | settled | seen,
         ready=dialects.clock(),
         step=ledger.c.definition,
-        at=dialects.transaction(),
+        at=number,
         holding=cast(ledger.c.epoch, BigInteger),
         claim=ledger.c.incarnation,
         container=dialects.incarnation(),

@@ -2,7 +2,8 @@
 
 A restore that nobody announced would hand out live addresses again. So every batch looks for the last event
 its agent saw acknowledged (its *witness*), and a server that was started anew is doubted for a while, in
-which every agent connects and looks for its own. Pure; `ledger.store` makes the transitions, each an event.
+which every agent connects and looks for its own. A witness of an earlier epoch than the ledger's is settled by the
+restore that opened this one: it is not looked for. Pure; `ledger.store` makes the transitions, each an event.
 """
 
 from __future__ import annotations
@@ -28,12 +29,12 @@ def standing(head: Head, *, doubt_us: int) -> Standing:
     """Judge what one batch has read. With no window to wait for, a server that knows our witness is trusted at once."""
     if head.fenced is not None:
         return Standing.FENCED
+    if head.incarnation == "":
+        return Standing.NEW  # Whatever comes next, a journal begins with being opened.
     if not head.witnessed:
         return Standing.LOST
     if head.incarnation == head.present:
         return Standing.OPEN
-    if head.incarnation == "":
-        return Standing.NEW
     if doubt_us == 0:
         return Standing.TRUST
     if head.doubted != head.present:

@@ -36,14 +36,14 @@ from ledger.definition import Definition
 from ledger.definitions import Defined, define, load
 from ledger.driver import transaction
 from ledger.events import Event
-from ledger.images import Address, Head, Images, Plan
-from ledger.reading import read
+from ledger.images import Address, Head, Images
+from ledger.reading import read, read_head
 from ledger.redefine import Change
 from ledger.requests import Acquire, Answer, Reason, Refusal, Refuse, Request
 from ledger.schema import SchemaError, check_schema
 from ledger.standing import Standing, standing
 from ledger.tables import address, ledger, subject
-from ledger.transitions import ObjectName, doubt, fence, name_objects, random_ids, trust
+from ledger.transitions import Loss, ObjectName, doubt, fence, loss, name_objects, random_ids, restore, trust
 from ledger.witness import WitnessFile
 from ledger.writing import write
 
@@ -56,6 +56,8 @@ SETTLE_POLL_SECONDS: Final = 0.01
 REFUSAL_INTERVAL_SECONDS: Final = 60.0
 REFUSALS_REMEMBERED_MAX: Final = 10_000
 DOUBT_SECONDS: Final = 15.0
+LOOK_SECONDS: Final = 5.0
+"""How often an agent looks at its ledger when nobody calls; more often where the doubt is short."""
 BOTH_FAMILIES: Final[frozenset[Family]] = frozenset((4, 6))
 
 Result = TypeVar("Result")
@@ -86,6 +88,8 @@ class Ledger:
         self._settings = settings
         self._witness = WitnessFile(settings.witness)
         self._definition = Definition(-1)
+        self.epoch = 0
+        """In which life of the database the definition was read."""
         self._salt = b""
         self._settled = False
         self._fits = False
@@ -228,8 +232,8 @@ class Ledger:
             case Standing.NEW | Standing.TRUST:
                 trust(self._engine, head)
             case Standing.LOST:
-                lost = f"event {self._witness.latest} was acknowledged and is not in the journal any more"
-                fence(self._engine, head, lost)
+                assert self._witness.latest is not None
+                fence(self._engine, head, self._witness.latest)
             case _:
                 return False
         return True
@@ -241,6 +245,28 @@ class Ledger:
         if verdict is Standing.DOUBT:
             doubt(self._engine, head, head.now + self._doubt_us)
         return Refusal(Reason.DOUBT, _DOUBT_TEXT)
+
+    @property
+    def look_seconds(self) -> float:
+        """How long nobody may call before `look`: an agent that knows better must be heard before a doubt is over."""
+        return min(LOOK_SECONDS, self._doubt_us / 3_000_000 or LOOK_SECONDS)
+
+    def look(self) -> Refusal | None:
+        """Look for the witness although there is nothing to do. Why the ledger may not be acted on, if it may not."""
+        return self._guarded(self._not_open)
+
+    def loss(self) -> Loss | None:
+        """What `restore` would accept; None while the ledger is not fenced."""
+        return self._guarded(self._loss)
+
+    def _loss(self) -> Loss | None:
+        self._not_open()
+        with self._engine.connect() as connection:
+            return loss(connection, self._witness.latest)
+
+    def restore(self, epoch: int, *, actor: str, reason: str) -> bool:
+        """Open the epoch that `loss` named, and accept that loss. False when the ledger is not as it was then."""
+        return self._guarded(lambda: restore(self._engine, epoch, self._witness.latest, actor=actor, reason=reason))
 
     def _settle(self, deadline: float) -> bool:
         """After a start or a lost connection: wait until whatever was still in flight then has ended."""
@@ -277,7 +303,8 @@ class Ledger:
     def _refresh(self) -> None:
         self._check_schema()
         with self._engine.connect() as connection:
-            self._salt = bytes(connection.execute(select(ledger.c.salt)).scalar_one())
+            salt, self.epoch = connection.execute(select(ledger.c.salt, ledger.c.epoch)).one()
+            self._salt = bytes(salt)
             self._definition = load(connection)
         self._since.clear()
 
@@ -289,7 +316,6 @@ class Ledger:
         closed = self._not_open()
         if closed is not None:
             return closed
-        self._refresh()
         outcome = define(
             self._engine,
             change,
@@ -307,11 +333,14 @@ class Ledger:
 
     def _not_open(self) -> Refusal | None:
         """Why the ledger may not be acted on, after what can be recorded about it has been."""
+        self._check_schema()
         for _ in Standing:
             with transaction(self._engine) as own:
-                head = read(own, Plan(), self._witness.latest).head
+                head = read_head(own, self._witness.latest)
             verdict = standing(head, doubt_us=self._doubt_us)
             if verdict is Standing.OPEN:
+                if head.definition != self._definition.version:
+                    self._refresh()
                 return None
             if not self._recorded(verdict, head):
                 return self._closed(verdict, head)

@@ -32,8 +32,9 @@ Row = dict[str, Any]
 
 @dataclass
 class Change:
-    """One transaction: its events (their number comes later), and the rows it writes."""
+    """One transaction: its epoch, its events (their number comes later), and the rows it writes."""
 
+    epoch: int = 1
     events: list[Event] = field(default_factory=list)
     rows: list[Address] = field(default_factory=list)
     extents: set[int] = field(default_factory=set)
@@ -76,13 +77,13 @@ class Past:
     def commit(self) -> None:
         """What comes next is another transaction."""
         if self.changes[-1].events:
-            self.changes.append(Change())
+            self.changes.append(Change(self.ledger.get("epoch", 1)))
 
     def events(self) -> list[Event]:
         """The journal as SQLite numbers it: positions without a gap, a transaction's number is its first position."""
         numbered: list[Event] = []
         for change in self.changes:
-            tx = 1 << EPOCH_SHIFT | len(numbered) + 1
+            tx = change.epoch << EPOCH_SHIFT | len(numbered) + 1
             for event in change.events:
                 numbered.append(sealed(event._replace(tx=tx, position=len(numbered) + 1)))
         return numbered
@@ -119,6 +120,15 @@ class Past:
     def fence(self, reason: str) -> None:
         self._say(EventType.LEDGER_FENCED, {"reason": reason})
         self.ledger |= {"fenced": reason}
+
+    def restore(self, incarnation: str) -> None:
+        epoch = self.ledger.get("epoch", 1) + 1
+        self.version = max(self.version + 1, epoch << 32)
+        data = {"epoch": epoch, "incarnation": incarnation, "reason": "it was lost"}
+        self.changes[-1].epoch = epoch
+        self._say(EventType.LEDGER_RESTORED, data, definition=self.version, actor="ada", cause="operator")
+        self.ledger |= {"epoch": epoch, "fenced": None, "incarnation": incarnation}
+        self.ledger |= {"doubted": None, "doubt_until": None}
 
     def name(self, kind: str, namespace: str, name: str) -> None:
         row = {"kind": kind, "namespace": namespace, "name": name, "uid": f"uid-{self.random.getrandbits(62)}"}
@@ -405,6 +415,12 @@ def small(salt: bytes = b"salt", seed: int = 0, acts: int = 60) -> Past:
     past.commit()
     past.fence("the last event is missing")
     past.commit()
+    past.restore("third")
+    past.live(acts // 10)
+    past.redefine_pool(2)
+    past.commit()
+    past.fence("another event is missing")
+    past.commit()
     return past
 
 
@@ -453,11 +469,11 @@ def store(engine: Engine, past: Past, events: Sequence[Event] | None = None) -> 
     with engine.begin() as connection:
         for number, tx in enumerate(transactions, 1):
             # On PostgreSQL they must have numbers that the server has used already.
-            said = tx if engine.dialect.name == "sqlite" else 1 << EPOCH_SHIFT | number
+            said = tx if engine.dialect.name == "sqlite" else tx >> EPOCH_SHIFT << EPOCH_SHIFT | number
             write(joined(connection), events=[sealed(event._replace(tx=said)) for event in journal if event.tx == tx])
-        assert connection.execute(select(dialects.fence())).scalar_one() > said
         write(joined(connection), events=(), rows=list(past.rows.values()), subjects=past.subjects)
         _define(connection, past)
+        assert connection.execute(select(dialects.fence())).scalar_one() > said
         _put(connection, tables.object_uid, past.objects.values())
         for pool in past.unused:
             _offer(connection, past, pool)

@@ -161,16 +161,47 @@ def test_an_empty_journal_leaves_the_ledger_as_it_was_made() -> None:
 
 def test_a_new_epoch_goes_on_with_the_definition_and_the_steps_and_ends_what_fenced_the_old() -> None:
     past = short()
+    restored_after(past)
+    past.unbind(B)
+    past.commit()
+    past.redefine_pool(1)
+    fold, faults = folded(past.events())
+    assert faults == []
+    assert tuple(fold.state.ledger) == (2, (2 << 32) + 1, "new", None, None, None)
+    assert past.events()[-1].tx >> EPOCH_SHIFT == 2
+    assert fold.state.addresses[B].step == 2
+
+
+def restored_after(past: Past) -> None:
+    """It is fenced, and its loss accepted."""
     past.fence("an event is missing")
     past.commit()
-    past.unbind(B)
-    events = past.events()
-    tx = 2 << EPOCH_SHIFT
-    opened = add(events[:-1], events[OPENED], tx=tx, data=canonical({"epoch": 2, "incarnation": "new"}))
-    fold, faults = folded(add(opened, events[-1], tx=tx + 1))
-    assert faults == []
-    assert tuple(fold.state.ledger) == (2, past.version, "new", None, None, None)
-    assert fold.state.addresses[B].step == 2
+    past.restore("new")
+    past.commit()
+
+
+def test_what_a_restore_says_of_itself_must_be_true() -> None:
+    past = short()
+    restored_after(past)
+    *before, fenced, restored = past.events()
+    place = f"event {restored.tx}/{restored.position}"
+    told = {"epoch": 2, "incarnation": "new", "reason": "lost"}
+
+    def faults_with(*events: Event) -> list[Fault]:
+        return [fault for fault in folded(list(events))[1] if fault.where == place]
+
+    assert faults_with(*before, fenced, restored) == []
+    not_fenced = sealed(restored._replace(position=fenced.position))
+    found = folded([*before, not_fenced])[1]
+    assert [fault.text for fault in found] == ["it restores a ledger that is not fenced"]
+    other = sealed(restored._replace(data=canonical(told | {"epoch": 3})))
+    assert faults_with(*before, fenced, other) == [Fault(place, "it opens epoch 3 after 1")]
+    low = sealed(restored._replace(definition=1))
+    assert faults_with(*before, fenced, low) == [Fault(place, "definition 1 follows 2")]
+    none = sealed(restored._replace(definition=None))
+    assert faults_with(*before, fenced, none) == [Fault(place, "it cannot be read: it lacks definition")]
+    again = sealed(restored._replace(tx=1 << EPOCH_SHIFT | 100, data=canonical(told | {"epoch": 1})))
+    assert "it opens epoch 1 after 1" in [fault.text for fault in folded([*before, fenced, again])[1]]
 
 
 # What is broken --------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import pytest
 from sqlalchemy import Engine, create_engine, text
 
 from ledger.database import database_url, file_identity, open_engine
+from ledger.events import EPOCH_SHIFT
 from ledger.images import Head
 from ledger.requests import Refusal
 from ledger.schema import migrate
@@ -58,7 +59,7 @@ HEAD = Head(
     ({"doubted": "between", "doubt_until": 9_999}, Standing.OPEN, Standing.OPEN),
     ({"witnessed": False}, Standing.LOST, Standing.LOST),
     ({"witnessed": False, "present": "now"}, Standing.LOST, Standing.LOST),
-    ({"witnessed": False, "incarnation": ""}, Standing.LOST, Standing.LOST),
+    ({"witnessed": False, "incarnation": ""}, Standing.NEW, Standing.NEW),
     ({"fenced": "why"}, Standing.FENCED, Standing.FENCED),
     ({"fenced": "why", "witnessed": False, "present": "now"}, Standing.FENCED, Standing.FENCED),
 ])  # fmt: skip
@@ -421,7 +422,7 @@ def test_a_loss_is_recorded_even_when_another_agent_records_its_doubt_at_the_sam
     engine = patient(postgresql.engine())
     Ledger(engine, Settings(doubt_seconds=0)).act([delete(Pod())])
     witness = tmp_path / "witness"
-    witness.write_text('{"tx": 1, "id": 1}')
+    witness.write_text(f'{{"tx": {1 << EPOCH_SHIFT | 1}, "id": 1}}')
     knows = Ledger(patient(postgresql.engine()), Settings(witness=witness))
     knows.act([])
     with session(engine) as somebody:
