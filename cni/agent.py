@@ -112,6 +112,8 @@ class Agent:
         self._gc_age_seconds = gc_age_seconds
         self._inbox: queue.SimpleQueue[Waiting | OperatorOrder | None] = queue.SimpleQueue()
         self._seen = Seen()
+        self._next_look = 0.0
+        self._told = ""
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="agent", daemon=True)
         self.server: Server | None = None
@@ -186,6 +188,8 @@ class Agent:
 
     def _serve(self, arrived: Sequence[Waiting | OperatorOrder]) -> None:
         calls = [each for each in arrived if isinstance(each, Waiting)]
+        if not arrived:
+            self._look()
         try:
             self._apply_spool()
             for order in arrived:
@@ -198,6 +202,21 @@ class Agent:
             # A bug must not take the node's network down with it: whoever waits is told, and the log has the rest.
             log.exception("a batch failed")
             self._away(arrived, "internal error; the agent's log has the details")
+
+    def _look(self) -> None:
+        """Nobody calls: see whether the ledger is what it was, or an address that was given here may be given again."""
+        if time.monotonic() < self._next_look:
+            return
+        self._next_look = time.monotonic() + self._ledger.look_seconds
+        try:
+            closed = self._ledger.look()
+            said = closed.text if closed else ""
+        except LedgerAwayError as error:
+            self._next_look = 0.0
+            said = f"the ledger's database does not answer: {error}"
+        if said != self._told:
+            log.warning("%s", said or "the ledger may be acted on again")
+            self._told = said
 
     def _operate(self, order: OperatorOrder) -> None:
         try:

@@ -32,7 +32,8 @@ class FolderController:
     def __init__(self, folder: NamedFolder, ledger: Ledger) -> None:
         self._folder = folder
         self._ledger = ledger
-        self._put_all = False
+        self._put_all_in = -1
+        """In which epoch everything was put to the ledger: what came back from a backup may lack some of it."""
         self._told: set[str] = set()
 
     def run(self, stop: threading.Event) -> None:
@@ -62,8 +63,8 @@ class FolderController:
         for kind in changes.passed_over:
             log.info("objects of kind %s are passed over", kind)
         # What is not there may be in a file that cannot be read at the moment.
-        if self._folder.complete and (changes or not self._put_all):
-            self._put_all = self._define_all(self._folder.snapshot)
+        if self._folder.complete and (changes or self._put_all_in != self._ledger.epoch):
+            self._put_all_in = self._ledger.epoch if self._define_all(self._folder.snapshot) else -1
         self._retire_closed()
 
     def _define_all(self, snapshot: Snapshot) -> bool:

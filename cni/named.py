@@ -19,7 +19,8 @@ class NamedFolder:
         self._folder = folder
         self._ledger = ledger
         self._uids: Mapping[ObjectKey, str] = {}
-        self._named: tuple[ObjectKey, ...] | None = None
+        self._named: tuple[int, tuple[ObjectKey, ...]] | None = None
+        """Which objects of the folder have their uids, and from which epoch of the ledger."""
 
     @property
     def synced(self) -> bool:
@@ -29,7 +30,7 @@ class NamedFolder:
     def refresh(self) -> Changes:
         """Read what has changed, and give uids where they are missing. FolderError, LedgerAwayError."""
         changes = self._folder.refresh()
-        if self._folder.synced and self._folder.snapshot.without_uid != self._named:
+        if self._folder.synced and (self._ledger.epoch, self._folder.snapshot.without_uid) != self._named:
             self._name()
         return changes
 
@@ -76,4 +77,4 @@ class NamedFolder:
         kept = () if self.complete else tuple(self._uids)
         uids = self._ledger.name_objects([(key.kind, key.namespace, key.name) for key in (*nameless, *kept)])
         self._uids = {ObjectKey(*name): uid for name, uid in uids.items()}
-        self._named = nameless
+        self._named = (self._ledger.epoch, nameless)
