@@ -210,6 +210,13 @@ class RunningAgent:
         )  # fmt: skip
         return Answer(done.returncode, done.stdout, done.stderr)
 
+    def beside(self, *words: str) -> subprocess.Popen[bytes]:
+        """A verb of the command line that runs on the same ledger for longer; into the same log. The caller ends it."""
+        with self._log_path.open("ab") as log:
+            return subprocess.Popen(
+                [*COMMAND, *words], env=self._environment(), stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
+
     def _environment(self) -> dict[str, str]:
         said = {"SPIDERLEDGER_STATE": str(self.state), "PYTHONPATH": str(ROOT), **self.environment}
         said["SPIDERLEDGER_SOCKET"] = str(self.socket)

@@ -53,6 +53,14 @@ def _unprivileged() -> tuple[int, int] | None:
     raise NoServerError("the tests run as root and found no unprivileged user (postgres, nobody) for the server")
 
 
+def _lives(pid: int) -> bool:
+    """Whether there is such a process that has not ended; whether somebody has asked how it ended does not matter."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 @dataclass
 class Server:
     """One server on a Unix socket in its own folder, with fsync off: tests kill processes, not machines."""
@@ -60,6 +68,7 @@ class Server:
     folder: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="sl-pg-", dir="/tmp")))
     options: Sequence[str] = ()
     process: subprocess.Popen[bytes] | None = None
+    _struck: list[int] = field(default_factory=list)
 
     def create(self) -> Server:
         """Make the cluster (once)."""
@@ -92,6 +101,24 @@ class Server:
             self.process.send_signal(how)
             self.process.wait(timeout=60)
             self.process = None
+
+    def strike(self) -> None:
+        """SIGKILL for the postmaster and all its children, whatever they are at; `bury` waits for their end."""
+        assert self.process is not None
+        # A stopped postmaster has no more children than these; they work on until they are killed.
+        self.process.send_signal(signal.SIGSTOP)
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        self._struck = [*map(int, children), self.process.pid]
+        for pid in self._struck:
+            os.kill(pid, signal.SIGKILL)
+
+    def bury(self) -> None:
+        """Return once nothing of it is left; `start` then recovers what it had written."""
+        assert self.process is not None
+        self.process.wait(timeout=60)
+        self.process = None
+        while any(_lives(pid) for pid in self._struck):
+            signal.sigtimedwait([], 0.005)
 
     def remove(self) -> None:
         """Nothing stays behind."""
