@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -258,29 +259,39 @@ def projector(
     log_level: Annotated[
         str, typer.Option(envvar="SPIDERPOOL_LOG_LEVEL", help="debug, info, warning or error.")
     ] = "info",
+    anew: Annotated[
+        str,
+        typer.Option("--rebuild", metavar="NAME", help="Make holding or occupancy anew from the journal; end."),
+    ] = "",
 ) -> None:
     """Keep the projections up to date until SIGTERM. A ledger needs one; on SQLite the agent has it in itself.
 
-    Exit code: 0 after SIGTERM; 2 when it could not begin, or when another projector is alive.
+    A projector that is alive stops when a projection is rebuilt under it: start it again afterwards.
+
+    Exit code: 0 after SIGTERM or a rebuild; 2 when it could not begin, or when another projector is alive.
     """
-    from ledger.writer import WriterLock
+    from ledger.writer import AnotherWriterError, WriterLock
     from projector.checkpoints import AnotherProjectorError
     from projector.projections import PROJECTIONS
-    from projector.tail import Tail
+    from projector.tail import Tail, rebuild
 
     logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    with opened(context.obj) as reader:
-        lock = WriterLock.take(context.obj)
+    known = [each.name for each in PROJECTIONS]
+    if anew and anew not in known:
+        leave(f"there is no projection {anew}: choose {' or '.join(known)}")
+    with opened(context.obj) as reader, ExitStack() as parts:
         try:
-            with opened(context.obj, writes=True) as engine:
+            parts.callback(WriterLock.take(context.obj).release)
+            engine = parts.enter_context(opened(context.obj, writes=True))
+            if anew:
+                rebuild(engine, anew, reader=reader)
+            else:
                 Tail(engine, PROJECTIONS, reader=reader).run(stop)
-        except AnotherProjectorError as error:
+        except (AnotherWriterError, AnotherProjectorError) as error:
             leave(str(error))
-        finally:
-            lock.release()
 
 
 # What is asked ----------------------------------------------------------------------------------

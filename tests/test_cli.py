@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 import yaml
-from sqlalchemy import Engine, create_engine, select, text
+from sqlalchemy import Engine, create_engine, select, text, update
 
 from ledger.addresses import parse
 from ledger.claims import Subject
@@ -28,7 +28,7 @@ from ledger.database import database_url
 from ledger.events import EventType
 from ledger.requests import Candidate
 from ledger.store import Ledger
-from ledger.tables import checkpoint
+from ledger.tables import checkpoint, occupancy
 from ledger.writer import WriterLock
 from projector import checkpoints
 from projector.lines import HoldingLine
@@ -637,6 +637,31 @@ def test_the_projector_follows_until_it_is_told_to_stop(database: Database, run:
         _, err = process.communicate(timeout=RUN_SECONDS_MAX)
     last = journal(engine)[-1]
     assert (process.returncode, _checkpoints(engine)) == (0, [(last.tx, last.position)] * 2), err
+
+
+def test_a_projection_is_made_anew_on_demand(database: Database, run: CommandLine) -> None:
+    fill(database)
+    engine = database.engine()
+    assert run("projector", "--rebuild", "occupancy").code == 0
+    with engine.begin() as connection:
+        right = connection.execute(select(occupancy)).all()
+        connection.execute(update(occupancy).values(allocated=occupancy.c.allocated + 7))
+    engine.dispose()
+    assert run("projector", "--rebuild", "occupancy").code == 0
+    with engine.connect() as connection:
+        assert connection.execute(select(occupancy)).all() == right != []
+    engine.dispose()
+    unknown = run("projector", "--rebuild", "occupation")
+    assert (unknown.code, unknown.out) == (2, "")
+    assert "there is no projection occupation: choose holding or occupancy" in unknown.err
+
+
+def test_nobody_projects_beside_the_process_that_writes_the_file(sqlite: Database, tmp_path: Path) -> None:
+    fill(sqlite)
+    with _locked(sqlite):
+        refused = CommandLine(sqlite.url, tmp_path)("projector", "--rebuild", "holding")
+    assert (refused.code, refused.out, refused.err.count("\n")) == (2, "", 1)
+    assert "another process writes to" in refused.err
 
 
 def _checkpoints(engine: Engine) -> list[tuple[int, int]]:
