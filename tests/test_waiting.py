@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 from sqlalchemy import Connection, Engine, text
 
-from ledger.addresses import parse
+from ledger.addresses import from_key, parse
 from ledger.definition import Definition
 from ledger.requests import Free, Granted, Reason, Refusal, Refuse, Request
 from tests.acts import (
@@ -29,7 +29,7 @@ from tests.acts import (
     until_waiting,
 )
 from tests.conftest import Database
-from tests.test_interleavings import agent, engine, impatient, unhurried, used
+from tests.test_interleavings import agent, engine, impatient, lock, unhurried, used
 
 __all__ = ["engine", "unhurried"]
 
@@ -116,4 +116,22 @@ def test_who_brings_a_claim_that_another_agent_never_finishes_keeps_no_fellow_wa
     assert shown(answers[0]) == "busy"
     assert isinstance(answers[1], Granted)
     batch.roll_back()
+    check(engine)
+
+
+@pytest.mark.usefixtures("unhurried")
+def test_a_change_takes_its_rows_in_the_order_of_their_addresses(postgresql: Database, engine: Engine) -> None:
+    ledger = agent(postgresql)
+    define(ledger, a_pool("a", "10.1.0.1-10.1.0.9"))
+    # Used in another order than that of their addresses.
+    for number in (3, 1, 2):
+        given(ledger, Pod(f"p{number}", f"u{number}"), address=f"10.1.0.{number}", exact=True)
+    with session(engine) as somebody:
+        lock(somebody, "10.1.0.2")
+        task = Task(lambda: define(ledger, a_reservation("r", "10.1.0.1-10.1.0.9")))
+        until_waiting(engine, task)
+        with session(engine) as another:
+            free = another.execute(text("SELECT ip FROM address FOR UPDATE SKIP LOCKED")).scalars().all()
+            assert [from_key(bytes(ip)) for ip in free] == [parse("10.1.0.3")]
+    task.result()
     check(engine)
