@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import selectors
 import socket
 import threading
@@ -23,6 +24,8 @@ log = logging.getLogger(__name__)
 
 BACKLOG: Final = 4_096
 CONNECTIONS_MAX: Final = 4_096
+DESCRIPTORS_KEPT: Final = 64
+"""Of those that the process may have: clients get the others, and never what database and spool need."""
 REQUEST_SECONDS_MAX: Final = 10.0
 """A client that has not sent its whole request by then is shown out."""
 ANSWER_SECONDS_MAX: Final = 10.0
@@ -93,6 +96,8 @@ class Server:
         os.set_blocking(self._wake_read, False)
         os.set_blocking(self._wake_write, False)
         self._stopping = False
+        allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._connections_max = min(CONNECTIONS_MAX, max(allowed - DESCRIPTORS_KEPT, 1))
         self._listener = _listen(path)
         self._selector.register(self._listener, selectors.EVENT_READ)
         self._selector.register(self._wake_read, selectors.EVENT_READ)
@@ -156,7 +161,7 @@ class Server:
             self._read(key.data)
 
     def _accept(self) -> None:
-        while len(self._connections) < CONNECTIONS_MAX:
+        while len(self._connections) < self._connections_max:
             try:
                 sock, _ = self._listener.accept()
             except OSError:
