@@ -54,7 +54,7 @@ def server() -> Iterator[Server]:
 @pytest.fixture(scope="session")
 def template(server: Server) -> str:
     """A migrated database that tests clone."""
-    _command(server, f"CREATE DATABASE {TEMPLATE}")
+    command(server, f"CREATE DATABASE {TEMPLATE}")
     engine = open_engine(server.url(TEMPLATE))
     migrate(engine)
     engine.dispose()
@@ -89,11 +89,11 @@ def sqlite(sqlite_template: Path, tmp_path: Path) -> Iterator[Database]:
 def postgresql(server: Server, template: str) -> Iterator[Database]:
     """A ledger on the server."""
     name = f"ledger_{next(_numbers)}"
-    _command(server, f"CREATE DATABASE {name} TEMPLATE {template}")
+    command(server, f"CREATE DATABASE {name} TEMPLATE {template}")
     database = Database("postgresql", server.url(name))
     yield database
     database.dispose()
-    _command(server, f"DROP DATABASE {name} WITH (FORCE)")
+    command(server, f"DROP DATABASE {name} WITH (FORCE)")
 
 
 @pytest.fixture(scope="session")
@@ -111,7 +111,8 @@ def database(request: pytest.FixtureRequest) -> Database:
     return found
 
 
-def _command(server: Server, statement: str) -> None:
+def command(server: Server, statement: str) -> None:
+    """What only the server's owner may say, outside of any transaction."""
     engine = create_engine(database_url(server.url()), isolation_level="AUTOCOMMIT")
     with engine.connect() as connection:
         connection.execute(text(statement))

@@ -40,7 +40,7 @@ def binaries() -> Path:
     return max(usable, key=lambda folder: [int(part) for part in folder.parts if part.isdigit()] or [0])
 
 
-def _unprivileged() -> tuple[int, int] | None:
+def unprivileged() -> tuple[int, int] | None:
     """initdb refuses root: run the server as somebody else then."""
     if os.geteuid() != 0:
         return None
@@ -69,10 +69,11 @@ class Server:
     options: Sequence[str] = ()
     process: subprocess.Popen[bytes] | None = None
     _struck: list[int] = field(default_factory=list)
+    port: int = 5432
 
     def create(self) -> Server:
         """Make the cluster (once)."""
-        user = _unprivileged()
+        user = unprivileged()
         if user:
             os.chown(self.folder, *user)
         self._run("initdb", "-D", str(self.folder / "data"), "-U", "owner", "--auth=trust", "-E", "UTF8", "--no-sync",
@@ -83,7 +84,7 @@ class Server:
         """Serve, and answer when connections are taken."""
         settings = {
             "listen_addresses": "", "unix_socket_directories": str(self.folder), "fsync": "off",
-            "shared_buffers": "64MB", "max_connections": "120", "log_min_messages": "warning",
+            "port": str(self.port), "shared_buffers": "64MB", "max_connections": "120", "log_min_messages": "warning",
         }  # fmt: skip
         arguments = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
         log = (self.folder / "log").open("ab")
@@ -92,7 +93,7 @@ class Server:
             stdout=log, stderr=log, **self._as_user(),
         )  # fmt: skip
         log.close()
-        self._run("pg_isready", "-q", "-h", str(self.folder), "-t", "30", retry=300)
+        self._run("pg_isready", "-q", "-h", str(self.folder), "-p", str(self.port), "-t", "30", retry=300)
         return self
 
     def stop(self, how: signal.Signals = signal.SIGINT) -> None:
@@ -127,10 +128,10 @@ class Server:
 
     def url(self, database: str = "postgres", user: str = "owner") -> str:
         """Where a database of this server is."""
-        return f"postgresql://{user}@/{database}?host={self.folder}"
+        return f"postgresql://{user}@/{database}?host={self.folder}&port={self.port}"
 
     def _as_user(self) -> dict[str, object]:
-        user = _unprivileged()
+        user = unprivileged()
         return {"user": user[0], "group": user[1], "extra_groups": []} if user else {}
 
     def _run(self, program: str, *arguments: str, retry: int = 0) -> None:

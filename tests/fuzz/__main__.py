@@ -50,7 +50,7 @@ def seeds() -> Iterator[bytes]:
     """One for each command, configuration, answer and padding; the bytes in front are explained in `plugin.c`."""
     for command, said, answer in itertools.product(range(COMMANDS), CONFIGURATIONS, ANSWERS):
         yield seed(bytes((command, 0, 0, 255, 0, 0, 0)), said, answer)
-    for command, padding, size, answer in itertools.product((0, 1), (1, 2, 3, 4), range(64), LIMITS):
+    for command, padding, size, answer in itertools.product((0, 1), (1, 2, 3, 4, 5), range(64), LIMITS):
         yield seed(bytes((command, 0, 0, 255, 0, padding, size)), CONFIGURATIONS[0], answer)
     for fault in range(1, 24):  # The system call that fails, in a DEL that nobody answers.
         yield seed(bytes((1, fault, 3, 255, 32, 0, 0)), CONFIGURATIONS[0], b"")

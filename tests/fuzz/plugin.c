@@ -25,7 +25,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { SEPARATOR = 0x1e, INPUT_MAX = 1 << 14, PADDED_MAX = 1 << 21, POLL_MILLISECONDS = 100, PADS = 4 };
+enum { SEPARATOR = 0x1e, INPUT_MAX = 1 << 14, PADDED_MAX = 1 << 21, POLL_MILLISECONDS = 100, PADS = 5 };
 enum { COMMAND, FAULT_AT, FAULT, PIECE, ENDS, PAD, PAD_SIZE, HEAD_SIZE };
 enum { CONTAINER, INTERFACE, ARGUMENTS, SOCKET, INPUT, ANSWER, SECTIONS };
 
@@ -306,6 +306,7 @@ static void cut(const uint8_t *data, size_t size, bool padded) {
         case 2: pad(ARGUMENTS, ENVIRONMENT_MAX - 96 + more); break;
         case 3: pad(ANSWER, ANSWER_MAX + sizes[ANSWER] - 32 + more); break;
         case 4: pad(ANSWER, ANSWER_HEAD_MAX - 32 + more); break;
+        case 5: pad(ANSWER, ANSWER_HEAD_MAX + ANSWER_MAX - 32 + more); break;
         default: break;
     }
     for (int section = 0; section < SECTIONS; section++)
