@@ -38,7 +38,7 @@ from tests.linearizability import conflicts
 from tests.postgresql import NoServerError, Server
 from tests.storm import Storm
 
-ROUNDS = int(os.environ.get("ROUNDS", "24"))
+ROUNDS = int(os.environ.get("ROUNDS", "21"))
 SEED = int(os.environ.get("SEED") or secrets.randbits(32))
 ROUNDS_OF_A_LEDGER_MAX = 16
 """A new ledger begins after so many: the judgement of a round reads the whole journal."""
