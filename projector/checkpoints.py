@@ -36,7 +36,7 @@ class AnotherProjectorError(Exception):
     def __init__(self, name: str) -> None:
         super().__init__(
             f"the checkpoint of the projection {name} was moved by somebody else: another projector is alive "
-            "(or a rebuild is running), and this one stops"
+            "(or a rebuild is running, or an older database was put in place), and this one stops"
         )
         self.name = name
 

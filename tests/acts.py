@@ -6,10 +6,11 @@ The check is written by the words of the design, not by our code: it folds the j
 from __future__ import annotations
 
 import json
+import sqlite3
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
@@ -394,6 +395,20 @@ def patient(engine: Engine) -> Engine:
 def file_of(database: Database) -> Path:
     """Where a SQLite ledger is."""
     return Path(str(make_url(database.url).database))
+
+
+def copy_of(path: Path, target: Path) -> Path:
+    """A consistent copy of a SQLite file, as a backup makes one."""
+    with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(target)) as copy:
+        source.backup(copy)
+    return target
+
+
+def put_in_place(copy: Path, path: Path) -> None:
+    """As a restore does: the file is another one, and what belonged to the old one goes."""
+    for beside in ("-wal", "-shm"):
+        path.with_name(path.name + beside).unlink(missing_ok=True)
+    copy.replace(path)
 
 
 def sqlite_engine(path: Path, now_us: Callable[[], int]) -> Engine:

@@ -121,6 +121,32 @@ class Server:
         while any(_lives(pid) for pid in self._struck):
             signal.sigtimedwait([], 0.005)
 
+    def backup(self, target: Path, *more: str) -> Path:
+        """A base backup, taken while it serves; `more` is for pg_basebackup."""
+        said = ("-h", str(self.folder), "-U", "owner", "-D", str(target), "--checkpoint=fast", "--no-sync", *more)
+        self._run("pg_basebackup", *said)
+        return target
+
+    def set_back(self, backup: Path) -> None:
+        """Stop it, put the backup where its data are, and start it: as somebody who tells nobody does."""
+        self.stop()
+        shutil.rmtree(self.folder / "data")
+        backup.rename(self.folder / "data")
+        self.start()
+
+    def standby(self) -> Server:
+        """A server that follows this one, named `standby` to it."""
+        follower = Server(options=self.options)
+        user = _unprivileged()
+        if user:
+            os.chown(follower.folder, *user)
+        self.backup(follower.folder / "data", "--write-recovery-conf", "-d", "application_name=standby")
+        return follower.start()
+
+    def promote(self) -> None:
+        """Follow nobody any more."""
+        self._run("pg_ctl", "promote", "-D", str(self.folder / "data"), "--wait")
+
     def remove(self) -> None:
         """Nothing stays behind."""
         self.stop()

@@ -7,7 +7,7 @@ import random
 import signal
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -158,26 +158,32 @@ def test_while_the_sqlite_file_is_locked_dels_are_spooled(
         assert held(sqlite) == {}
 
 
-def test_an_add_that_was_in_flight_when_its_agent_died_is_waited_for_by_the_next(
-    plugin: Path, tmp_path: Path, cluster: Path, postgresql: Database
-) -> None:
-    """The commit ends after the agent is gone, and the DEL that overtakes it must not find nothing."""
-    write(cluster, "pods.yaml", pod("web-0", "uid-0"))
-    with postgresql.engine().begin() as connection:
+def slow_to_commit(database: Database) -> Callable[[], bool]:
+    """The first commit that gives an address sleeps; answers whether one sleeps now."""
+    watching = database.engine()
+    with watching.begin() as connection:
         body = "BEGIN PERFORM pg_sleep(3); RETURN NULL; END"
         slow = f"CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS '{body}'"
         connection.execute(text(slow))
         after = "CREATE CONSTRAINT TRIGGER slow AFTER INSERT ON address DEFERRABLE INITIALLY DEFERRED"
         connection.execute(text(f"{after} FOR EACH ROW EXECUTE FUNCTION slow()"))
-    agent = RunningAgent(plugin, cluster, tmp_path / "slow", postgresql.url, ("--doubt", "0")).start()
-    called = agent.begin("ADD", A.environment)
     active = text("SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = current_database()")
-    watching = postgresql.engine()
 
     def sleeps() -> bool:
         with watching.connect() as connection:
             return bool(connection.execute(active).scalar_one())
 
+    return sleeps
+
+
+def test_an_add_that_was_in_flight_when_its_agent_died_is_waited_for_by_the_next(
+    plugin: Path, tmp_path: Path, cluster: Path, postgresql: Database
+) -> None:
+    """The commit ends after the agent is gone, and the DEL that overtakes it must not find nothing."""
+    write(cluster, "pods.yaml", pod("web-0", "uid-0"))
+    sleeps = slow_to_commit(postgresql)
+    agent = RunningAgent(plugin, cluster, tmp_path / "slow", postgresql.url, ("--doubt", "0")).start()
+    called = agent.begin("ADD", A.environment)
     until(sleeps)
     agent.kill()
     assert agent.finish(called).code == 11

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from tests.acts import (
     a_pool,
     add,
     check,
+    copy_of,
     define,
     delete,
     file_of,
@@ -33,6 +33,7 @@ from tests.acts import (
     one,
     patient,
     pods,
+    put_in_place,
     reason,
     session,
     try_define,
@@ -304,21 +305,6 @@ def test_a_database_that_went_back_to_before_anything_was_acknowledged_is_truste
 
 
 # A file -------------------------------------------------------------------------------------------
-
-
-def copy_of(path: Path, target: Path) -> Path:
-    """A consistent copy, as a backup makes one."""
-    source, copy = sqlite3.connect(path), sqlite3.connect(target)
-    source.backup(copy)
-    source.close(), copy.close()
-    return target
-
-
-def put_in_place(copy: Path, path: Path) -> None:
-    """As a restore does: the file is another one, and what belonged to the old one goes."""
-    for beside in ("-wal", "-shm"):
-        path.with_name(path.name + beside).unlink(missing_ok=True)
-    copy.replace(path)
 
 
 def test_a_file_that_was_replaced_by_an_older_one_is_fenced(sqlite: Database, tmp_path: Path) -> None:
