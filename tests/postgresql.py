@@ -137,7 +137,7 @@ class Server:
     def standby(self) -> Server:
         """A server that follows this one, named `standby` to it."""
         follower = Server(options=self.options)
-        user = _unprivileged()
+        user = unprivileged()
         if user:
             os.chown(follower.folder, *user)
         self.backup(follower.folder / "data", "--write-recovery-conf", "-d", "application_name=standby")
