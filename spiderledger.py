@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("spiderledger")
 
 STATE: Final = Path("/var/lib/spiderledger")
+PRIVATE: Final = 0o077
+"""Files, folders and the socket are their user's alone, whatever umask this was started with."""
 SWITCH_SECONDS: Final = 0.0005
 """A lone ADD must not wait the usual five milliseconds for a background thread to give the interpreter up."""
 AGENT_CONNECTIONS: Final = 2
@@ -60,6 +62,7 @@ def spiderledger(
     ] = STATE,
 ) -> None:
     """The database is SPIDERLEDGER_DATABASE (postgresql://… or sqlite:///PATH), else the state folder's ledger.db."""
+    os.umask(PRIVATE)
     # Not an option: a password on a command line is everybody's.
     address = os.environ.get("SPIDERLEDGER_DATABASE") or str(state / "ledger.db")
     if database_file is not None:
