@@ -107,6 +107,7 @@ class RunningAgent:
     arguments: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
     process: subprocess.Popen[bytes] | None = None
+    log_path: Path | None = None
 
     def __enter__(self) -> RunningAgent:
         try:
@@ -145,11 +146,11 @@ class RunningAgent:
     @property
     def log(self) -> str:
         """All that it has said, over all its starts."""
-        return self._log_path.read_text() if self._log_path.exists() else ""
+        return self._log_file.read_text() if self._log_file.exists() else ""
 
     @property
-    def _log_path(self) -> Path:
-        return self.state.with_name(self.state.name + ".log")
+    def _log_file(self) -> Path:
+        return self.log_path or self.state.with_name(self.state.name + ".log")
 
     # Life ------------------------------------------------------------------------------------
 
@@ -158,7 +159,7 @@ class RunningAgent:
         assert self.process is None, "it runs already"
         cluster = ["--cluster", str(self.cluster)] if self.cluster else []
         command = [*COMMAND, "agent", *cluster, *self.arguments]
-        with self._log_path.open("ab") as log:
+        with self._log_file.open("ab") as log:
             self.process = subprocess.Popen(
                 command, env=self._environment(), stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )

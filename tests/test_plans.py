@@ -30,8 +30,8 @@ SMALL = 1_000
 """Addresses of the ledger whose batches the others are compared with."""
 GROWN = 100_000
 """Addresses of the ledger that nobody analyzes."""
-GROWN_SQLITE = 20_000
-RELEASED = int(os.environ.get("SPIDERLEDGER_PLAN_ROWS", "20000"))
+GROWN_SQLITE = 8_000
+RELEASED = int(os.environ.get("SPIDERLEDGER_PLAN_ROWS", "10000"))
 """Addresses of the ledger in which nine of ten are released."""
 MEASURED = 32
 """Requests of a batch whose work is looked at."""

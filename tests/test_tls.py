@@ -1,12 +1,14 @@
-"""TLS to PostgreSQL with verification: the right server is talked to, a wrong one is refused in one sentence."""
+"""What an agent keeps is its user's alone, whom it talks to is verified, and its password is nobody's to read."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import socket
+import stat
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -14,9 +16,44 @@ from sqlalchemy import text
 
 from ledger.database import open_engine
 from ledger.schema import migrate
-from tests.agents import RunningAgent, Sandbox
+from tests.agents import COMMAND, END_SECONDS_MAX, ROOT, RunningAgent, Sandbox
 from tests.postgresql import Server, unprivileged
 from tests.test_agent import NODES, P, pod, until, write
+
+# What lies on disk ----------------------------------------------------------------------------------
+
+
+def test_all_that_the_agent_makes_is_its_users_alone(plugin: Path, tmp_path: Path) -> None:
+    """Though it is started with a umask that keeps nothing from anybody, in folders that are not there yet."""
+    cluster = tmp_path / "cluster"
+    cluster.mkdir()
+    write(cluster, "nodes.yaml", NODES + pod("web-0", "uid-0"))
+    write(cluster, "pool.yaml", P)
+    made = tmp_path / "made"
+    listening = {"SPIDERLEDGER_STATE": str(made / "var" / "state")}
+    agent = RunningAgent(plugin, cluster, made / "run" / "state", environment=listening)
+    agent.log_path = tmp_path / "log"
+    before = os.umask(0)
+    try:
+        agent.start()
+    finally:
+        os.umask(before)
+    try:
+        assert agent.add(Sandbox("c1", pod="web-0", uid="uid-0")).code == 0
+        (cluster / "broken.yaml").symlink_to("nowhere")  # What is not seen now proves nothing: the DEL is spooled.
+        write(cluster, "nodes.yaml", NODES)
+        assert agent.delete(Sandbox("c1", pod="web-0", uid="uid-0")).code == 0
+        found = {path.relative_to(made).as_posix(): stat.S_IMODE(path.lstat().st_mode) for path in made.rglob("*")}
+    finally:
+        agent.kill()
+    ledger = {f"var/state/ledger.db{more}" for more in ("", "-wal", "-shm", ".lock")}
+    files = {*ledger, "var/state/witness", "var/state/spool/c1:eth0", "run/state/agent.sock"}
+    folders = {"var", "var/state", "var/state/spool", "run", "run/state"}
+    assert found == {**dict.fromkeys(files, 0o600), **dict.fromkeys(folders, 0o700)}
+    assert stat.S_IMODE(made.stat().st_mode) == 0o700
+
+
+# TLS ------------------------------------------------------------------------------------------------
 
 PASSWORD = "a-secret-that-nobody-may-read"
 HOST = "localhost"
@@ -121,7 +158,7 @@ def test_a_wrong_server_is_refused_with_one_sentence(
     said = {"authority": "ours.crt", **changed}
     database = address(secured, keys / said.pop("authority"), **said)
     agent = RunningAgent(plugin, None, tmp_path / "state", database, ("--doubt", "0"))
-    for words in (("migrate",), ("get", "pools"), ("verify",), ("allocate", "x", "--pool", "p", "--reason", "r")):
+    for words in (("migrate",), ("allocate", "x", "--pool", "p", "--reason", "r")):
         answer = agent.ask(*words)
         assert answer.status == 2, answer
         told = answer.err.decode()
@@ -138,3 +175,62 @@ def test_a_wrong_server_is_refused_with_one_sentence(
         assert "Traceback" not in agent.log
     finally:
         agent.kill()
+
+
+# Secrets --------------------------------------------------------------------------------------------
+
+UNUSABLE = {
+    "a port that is none": "postgresql://node:{0}@localhost:port/ledger",
+    "a broken escape": "postgresql://node:{0}%ZZ@[::1/ledger",
+    "an unknown option": "postgresql://node:{0}@/ledger?host={1}&nonsense=1",
+    "a wrong option": "postgresql://node@/ledger?host={1}&password={0}&sslmode=nonsense",
+    "nobody there": "postgresql://node:{0}@/ledger?host={1}",
+    "another database": "mysql://node:{0}@localhost/ledger",
+}
+
+
+@pytest.mark.parametrize("form", UNUSABLE.values(), ids=UNUSABLE.keys())
+def test_an_address_that_cannot_be_used_is_told_without_its_password(plugin: Path, tmp_path: Path, form: str) -> None:
+    agent = RunningAgent(plugin, None, tmp_path / "state", form.format(PASSWORD, tmp_path))
+    for words in (("migrate",), ("projector",)):
+        answer = agent.ask(*words)
+        assert answer.status == 2, answer
+        assert PASSWORD.encode() not in answer.out + answer.err, answer
+        assert answer.err.count(b"\n") == 1, answer
+
+
+def command_lines() -> str:
+    """Those of all processes: everybody can read them."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):  # It has ended.
+            found.append(path.read_bytes().decode(errors="replace"))
+    return "\n".join(found)
+
+
+def test_the_password_stands_in_no_command_line_log_or_event(
+    plugin: Path, tmp_path: Path, keys: Path, secured: int
+) -> None:
+    database = address(secured, keys / "ours.crt")
+    file = tmp_path / "address"
+    file.write_text(database)
+    chatty = ("--doubt", "0", "--log-level", "debug", "--node", "node-1")
+    with RunningAgent(plugin, None, tmp_path / "state", database, chatty) as agent:
+        agent.add(Sandbox("c1"))
+        beside = subprocess.Popen([*COMMAND, "--database-file", str(file), "projector"], cwd=ROOT)
+        try:
+            until(lambda: "projector" in command_lines())
+            assert PASSWORD not in command_lines()
+        finally:
+            beside.terminate()
+            beside.wait(END_SECONDS_MAX)
+        assert agent.ask("allocate", "x", "--pool", "none", "--reason", "r").status == 1
+        log = agent.log
+    assert "serving on" in log
+    assert PASSWORD not in log
+    engine = open_engine(database)
+    with engine.connect() as connection:
+        journal = connection.execute(text("SELECT string_agg(event::text, ' ') FROM event")).scalar_one()
+    engine.dispose()
+    assert "ledger.opened" in journal
+    assert PASSWORD not in journal
