@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Engine, create_engine, text
+from sqlalchemy import Engine, create_engine, select, text
 
 from ledger.database import database_url, file_identity, open_engine
+from ledger.dialects import incarnation
 from ledger.events import EPOCH_SHIFT
 from ledger.images import Head
 from ledger.requests import Refusal
@@ -78,6 +79,14 @@ def test_the_first_act_opens_the_journal(database: Database) -> None:
     with engine.connect() as connection:
         assert connection.execute(text("SELECT incarnation FROM ledger")).scalar_one() == opened.details["incarnation"]
     check(engine)
+
+
+def test_a_server_is_known_by_its_start_and_its_timeline(postgresql: Database) -> None:
+    started = "SELECT (extract(epoch FROM pg_postmaster_start_time()) * 1000000)::bigint"
+    with postgresql.engine().connect() as connection:
+        start = connection.execute(text(started)).scalar_one()
+        timeline = connection.execute(text("SELECT timeline_id FROM pg_control_checkpoint()")).scalar_one()
+        assert connection.execute(select(incarnation())).scalar_one() == f"{start}/{timeline:08X}"
 
 
 # A server of our own ------------------------------------------------------------------------------
