@@ -54,12 +54,15 @@ class Transaction(Driver, Protocol):
 def transaction(engine: Engine) -> Iterator[Transaction]:
     """BEGIN, the block, then COMMIT or ROLLBACK, on a connection of the engine's pool."""
     pooled = engine.raw_connection()
+    connection: Any = pooled.driver_connection
     try:
-        connection: Any = pooled.driver_connection
         with _postgresql(connection) if is_postgresql(engine) else _sqlite(connection) as own:
             yield own
     finally:
-        pooled.close()
+        if getattr(connection, "broken", False):
+            pooled.invalidate()  # To be rolled back, as what goes back to the pool is, it would have to be there.
+        else:
+            pooled.close()
 
 
 def joined(connection: Connection) -> Driver:
