@@ -167,7 +167,7 @@ class _Draft:
         self.supply = Supply(images)
         self.decision = Decision()
         self.own: Mapping[str | None, Address] = {row.claim: row for row in images.own}
-        self.seen = {row.claim for row in images.seen}
+        self.seen: Mapping[str | None, Address] = {row.claim: row for row in images.seen}
         self.stirred: set[int] = set()
         self.terms: dict[tuple[int, bool, tuple[tuple[str, str], ...]], Terms] = {}
         self.names: dict[Subject, tuple[bytes, str]] = {}
@@ -214,11 +214,14 @@ class _Draft:
         want = request.wants[number]
         key = want.claim.key
         own = self.own.get(key)
+        bound = request.binding if want.claim.interface == request.interface else None
         if own is None and key in self.seen:
-            raise SetbackError(Setback(Unmet.LOCKED, number, claim=key))
+            if bound is None or not _is_bound(self.seen[key], bound):
+                raise SetbackError(Setback(Unmet.LOCKED, number, claim=key))
+            # What a container has was its own when this was read, whatever whoever has locked the row makes of it.
+            return _grant(want.claim, self.seen[key])
         if own is not None:
             self._unstirred(own, number)
-        bound = request.binding if want.claim.interface == request.interface else None
         if own is None:
             return self._allocate(request, want, bound, self._choose(attempt, want, number))
         if own.held:
@@ -232,7 +235,7 @@ class _Draft:
     def _keep(self, attempt: Attempt, request: Acquire, number: int, bound: Binding | None, own: Address) -> Grant:
         """The claim holds an address: the same answer, another container for it, or a move."""
         want = request.wants[number]
-        if bound is None or (own.container, own.node) == (bound.container, bound.node):
+        if bound is None or _is_bound(own, bound):
             return _grant(want.claim, own)
         self._refuse_superseded(own, bound)
         if own.pool in want.named and not (want.exact and want.address != own.ip):
@@ -331,7 +334,7 @@ class _Draft:
         return Granted(tuple(grants))
 
     def _stay(self, claim: Claim, own: Address, request: Refuse) -> Grant:
-        if (own.container, own.node) != (request.binding.container, request.binding.node):
+        if not _is_bound(own, request.binding):
             if own.pool not in request.refusal.named:
                 raise RefusedError(request.refusal)
             self._refuse_superseded(own, request.binding)
@@ -522,6 +525,11 @@ class _Draft:
                 "pools": pools,
             }),
         )))  # fmt: skip
+
+
+def _is_bound(row: Address, binding: Binding) -> bool:
+    """Whether this very container speaks for the address already."""
+    return row.held and (row.container, row.node) == (binding.container, binding.node)
 
 
 def _suits(want: Want, own: Address) -> bool:

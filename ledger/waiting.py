@@ -26,13 +26,16 @@ AWAY_SQLITE: Final = (
 
 
 def wait(connection: Connection, pool: int | None, claim: str | None, ip: Ip | None) -> None:
-    """Wait until whoever has the row lets go, or the lock timeout passes; then hold nothing."""
+    """Wait until whoever has the row lets go, or the lock timeout passes; then hold nothing.
+
+    The lock ends with its statement, on the server. In a transaction that we had to end, each of many who wait would
+    keep the row from all others, and from whoever looks again meanwhile, until its own process had its turn.
+    """
+    each_alone = connection.execution_options(isolation_level="AUTOCOMMIT")
     for query in _rows(pool, claim, ip):
-        with connection.begin():
-            found = connection.execute(query).first()
+        found = each_alone.execute(query).first()
         if found is not None:
-            with connection.begin():
-                connection.execute(_lock(found))
+            each_alone.execute(_lock(found))
             return
 
 

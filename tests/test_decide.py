@@ -284,7 +284,8 @@ TAKEN = held("10.1.0.3", OTHER)
     (images(), add(), Setback(Unmet.NEXT_PLACE, place=1)),
     (images(left=[1]), add(), Setback(Unmet.LOCKED, pool=1)),
     (images(left=[2]), add(), Setback(Unmet.NEXT_PLACE, place=1)),
-    (images(seen=[held("10.1.0.2")]), add(), Setback(Unmet.LOCKED, claim=POD.claim().key)),
+    (images(seen=[held("10.1.0.2")]), add(POD.new("c2")), Setback(Unmet.LOCKED, claim=POD.claim().key)),
+    (images(seen=[held("10.1.0.2", bound=False)]), add(), Setback(Unmet.LOCKED, claim=POD.claim().key)),
     (images(seen=[last("10.1.0.2")], extents=[FRESH]), add(), Setback(Unmet.LOCKED, claim=POD.claim().key)),
     (images(seen_asked=[TAKEN]), add(address="10.1.0.3", exact=True), Setback(Unmet.LOCKED, ip=parse("10.1.0.3"))),
     (images(seen_fresh=frozenset([parse("10.1.0.7")])), add(address="10.1.0.7", exact=True),
@@ -298,6 +299,12 @@ def test_what_others_have_locked_is_waited_for_and_never_called_exhausted(
     decision = judged(read, request_)
     assert decision.setbacks == {0: setback}
     assert (decision.answers, decision.rows, decision.events, decision.extents) == ({}, [], [], [])
+
+
+def test_a_container_that_asks_again_need_not_wait_for_whoever_has_locked_its_row() -> None:
+    decision = judged(images(seen=[held("10.1.0.2")]), add())
+    assert outcome(decision) == "10.1.0.2"
+    assert (decision.setbacks, decision.rows, decision.events) == ({}, [], [])
 
 
 @pytest.mark.parametrize("first, second, answers", [
