@@ -82,9 +82,12 @@ class FolderController:
         return all(judged)
 
     def _retire_closed(self) -> None:
-        for pool in self._ledger.definition().pools:
-            if pool.state is State.CLOSED:
-                self._put(RetirePool(pool.uid))
+        closed = [pool.uid for pool in self._ledger.definition().pools if pool.state is State.CLOSED]
+        for uid in closed:
+            self._put(RetirePool(uid))
+        if not {pool.uid for pool in self._ledger.definition().pools}.issuperset(closed):
+            # What was refused while it stood, by its name or its addresses, may be defined now.
+            self._put_all_in = -1
 
     def _put(self, change: Change) -> bool:
         """Whether the ledger has judged it, one way or the other."""

@@ -67,7 +67,7 @@ def acquire(call: CniCall, facts: Facts, definition: Definition, settings: Setti
     selection = select(call, facts, definition, settings)
     if isinstance(selection, Refusal):
         claim = claim_for(call, facts, settings, call.interface, 4)
-        return Refuse(claim, subject, binding, selection)
+        return Refuse(claim, subject, binding, selection, definition.version)
     return Acquire(selection.wants, call.interface, binding, subject, selection.definition)
 
 

@@ -196,9 +196,9 @@ class _Draft:
             case Acquire():
                 if request.definition != self.head.definition:
                     return Reselect(self.head.definition)
-                grants = [self._want(attempt, request, number) for number in range(len(request.wants))]
+                grants = self._grants(attempt, request)
                 self._subject(request.subject)
-                return Granted(tuple(grants))
+                return Granted(grants)
             case Release():
                 return self._release(request)
             case Free():
@@ -209,6 +209,13 @@ class _Draft:
                 assert_never(request)
 
     # Acquire ---------------------------------------------------------------------------------
+
+    def _grants(self, attempt: Attempt, request: Acquire) -> tuple[Grant, ...]:
+        """One for each want. Those that hold or held something come first: what is theirs no fellow may draw."""
+        numbers = range(len(request.wants))
+        order = sorted(numbers, key=lambda number: request.wants[number].claim.key not in self.own)
+        found = {number: self._want(attempt, request, number) for number in order}
+        return tuple(found[number] for number in numbers)
 
     def _want(self, attempt: Attempt, request: Acquire, number: int) -> Grant:
         want = request.wants[number]
@@ -318,8 +325,10 @@ class _Draft:
         )
         return Grant(want.claim, after.ip, terms.value)
 
-    def _refuse(self, request: Refuse) -> Granted:
+    def _refuse(self, request: Refuse) -> Granted | Reselect:
         """Whoever holds an address keeps it; for anybody else the refusal stands."""
+        if request.definition != self.head.definition:
+            return Reselect(self.head.definition)
         grants = []
         for claim in both_families(request.claim):
             own = self.own.get(claim.key)

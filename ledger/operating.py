@@ -79,6 +79,8 @@ def _allocate(ledger: Ledger, order: Allocate) -> dict[str, Any]:
     if not isinstance(answer, Granted):
         raise OperatorError(_why(answer))
     grant = answer.grants[0]
+    if order.address and grant.ip != _address(order.address):
+        raise OperatorError(f"{order.name} holds {text(grant.ip)} already: release it first")
     return {"address": text(grant.ip), "pool": grant.terms["pool"], "name": order.name, "namespace": order.namespace}
 
 

@@ -97,6 +97,7 @@ class Refuse:
     subject: Subject
     binding: Binding
     refusal: Refusal
+    definition: int
 
 
 Request: TypeAlias = Acquire | Release | Free | Refuse

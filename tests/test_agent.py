@@ -204,6 +204,20 @@ def test_the_same_container_gets_the_same_answer_whatever_became_of_the_pool(
     assert count(database, "address.allocated") == 1
 
 
+def test_a_pool_that_was_made_anew_under_its_name_comes_once_the_old_one_is_empty(
+    agents: Agents, cluster: Path, database: Database
+) -> None:
+    write(cluster, "pods.yaml", pod("web-0", "uid-0"))
+    agent = agents()
+    agent.add(A)
+    write(cluster, "pool.yaml", P.replace("{name: p,", "{name: p, uid: another,"))
+    until(lambda: count(database, "pool.closed") == 1)
+    write(cluster, "pods.yaml", "# nobody\n---\n" + pod("other", "uid-9"))
+    assert agent.delete(A).code == 0
+    until(lambda: count(database, "pool.defined") == 2)
+    assert agent.add(Sandbox("b1", pod="other", uid="uid-9")).code == 0
+
+
 def test_a_new_container_keeps_the_pods_address_and_the_old_ones_del_touches_nothing(
     agents: Agents, cluster: Path, database: Database
 ) -> None:

@@ -445,6 +445,9 @@ def test_an_operator_gives_and_takes_an_address_and_the_journal_says_who_and_why
     taken = run("allocate", "scanner", "--pool", "test-ippool-6", "--address", "10.6.168.60", "--reason", "x")
     assert (taken.code, taken.out) == (1, "")
     assert "10.6.168.60" in taken.err
+    other = run("allocate", "printer", "--pool", "test-ippool-6", "--address", "10.6.168.61", "--reason", "x")
+    assert (other.code, other.out) == (1, "")
+    assert "printer holds 10.6.168.60 already: release it first" in other.err
     gone = run("release", "10.6.168.60", "--reason", "sold", "--operator", "bob")
     assert (gone.code, gone.out) == (0, "10.6.168.60 is released; default/printer held it\n")
     again = run("release", "10.6.168.60", "--reason", "sold")

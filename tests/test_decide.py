@@ -326,9 +326,8 @@ def test_a_row_is_changed_by_one_request_of_a_batch_at_most(
 
 def test_a_refused_container_that_a_fellow_has_changed_is_looked_at_again() -> None:
     row = held("10.1.0.2")
-    refuse = Refuse(
-        POD.claim(), POD.subject, POD.new("c9").binding, Refusal(Reason.NO_POOL, "none", (), frozenset([1]))
-    )
+    why = Refusal(Reason.NO_POOL, "none", (), frozenset([1]))
+    refuse = Refuse(POD.claim(), POD.subject, POD.new("c9").binding, why, 1)
     decision = judged(images(own=[row], asked=[row]), Free(row.ip, 4, "alice", "x"), refuse)
     assert [outcome(decision, index) for index in range(2)] == ["freed 1, unbound 0", "stirred"]
 
@@ -490,24 +489,39 @@ def test_a_holder_stays_whatever_the_filters_left(
 ) -> None:
     speaker = replace(POD, container=container, stamp={"older": 99}.get(container, 200))
     refusal = Refusal(Reason.NO_POOL, "no pool", (), frozenset(named))
-    decision = judged(images(own=[held("10.1.0.2")]), Refuse(POD.claim(), POD.subject, speaker.binding, refusal))
+    decision = judged(images(own=[held("10.1.0.2")]), Refuse(POD.claim(), POD.subject, speaker.binding, refusal, 1))
     assert (outcome(decision), told(decision)) == (answer, events)
 
 
 def test_who_holds_nothing_and_is_refused_is_refused() -> None:
     refusal = Refusal(Reason.NO_POOL, "no pool", (), frozenset([1]))
-    request = Refuse(POD.claim(), POD.subject, POD.binding, refusal)
+    request = Refuse(POD.claim(), POD.subject, POD.binding, refusal, 1)
     for own in ([], [last("10.1.0.2")]):
         decision = judged(images(own=own), request)
         assert decision.answers[0] == refusal
         assert decision.rows == []
 
 
-def test_a_selection_that_was_judged_by_another_version_is_not_decided() -> None:
-    request = replace(add(), definition=7)
-    decision = judged(images(extents=[FRESH]), request)
+@pytest.mark.parametrize("request_", [
+    replace(add(), definition=7),
+    Refuse(POD.claim(), POD.subject, POD.binding, Refusal(Reason.NO_POOL, "no IPPool available"), 7),
+])  # fmt: skip
+def test_a_selection_that_was_judged_by_another_version_is_not_decided(request_: Request) -> None:
+    decision = judged(images(extents=[FRESH]), request_)
     assert decision.answers == {0: Reselect(1)}
     assert (decision.rows, decision.events) == ([], [])
+
+
+def test_a_want_does_not_draw_what_a_later_one_of_its_request_held_last() -> None:
+    first, second = want(POD.claim("net1"), 1), want(POD.claim(), 1)
+    request = replace(add(), wants=(first, second))
+    mine = last("10.1.0.2")
+    decision = judged(images(own=[mine], idle=[mine, used("10.1.0.3")]), request)
+    answer = decision.answers[0]
+    assert isinstance(answer, Granted)
+    assert [(grant.claim.interface, text(grant.ip)) for grant in answer.grants] == [
+        ("net1", "10.1.0.3"), ("eth0", "10.1.0.2"),
+    ]  # fmt: skip
 
 
 # The course of an act -----------------------------------------------------------------------------
@@ -520,7 +534,7 @@ def test_a_selection_that_was_judged_by_another_version_is_not_decided() -> None
     (add(CONTAINED), delete(CONTAINED), True),
     (add(CONTAINED), add(outside(NODE, "c2")), False),
     (add(CONTAINED), add(outside("node-2", "c1")), False),
-    (add(POD), Refuse(POD.claim(), POD.subject, POD.binding, Refusal(Reason.NO_POOL, "")), True),
+    (add(POD), Refuse(POD.claim(), POD.subject, POD.binding, Refusal(Reason.NO_POOL, ""), 1), True),
     (Free(Ip(1), 1, "a", "b"), Free(Ip(1), 2, "a", "b"), True),
     (Free(Ip(1), 1, "a", "b"), Free(Ip(2), 1, "a", "b"), False),
 ])  # fmt: skip

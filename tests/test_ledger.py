@@ -653,7 +653,7 @@ def test_what_was_refused_before_the_ledger_was_asked_leaves_its_trace_once(ledg
     pod = Pod()
     why = Refusal(Reason.NO_POOL, "no IPPool available", (Candidate("a", "node affinity"),))
     for _ in range(2):
-        assert one(ledger, Refuse(pod.claim(), pod.subject, pod.binding, why)) == why
+        assert one(ledger, Refuse(pod.claim(), pod.subject, pod.binding, why, ledger.definition().version)) == why
     [event] = journal(engine, "allocation.refused")
     assert event.details["candidates"] == [["a", "node affinity"]]
     assert (event.container, event.node) == ("c1", NODE)

@@ -36,8 +36,9 @@ __all__ = ["engine", "unhurried"]
 HOLDER, GONE, NEW, FELLOW = Pod("holder", "uh", "ch"), Pod("used-0", "u-used-0", "c-used-0"), Pod(), Pod("fellow", "uf")
 
 
-def refuse(pod: Pod) -> Refuse:
-    return Refuse(pod.claim(), pod.subject, pod.binding, Refusal(Reason.NO_POOL, "", (), frozenset([1])))
+def refuse(definition: Definition, pod: Pod) -> Refuse:
+    why = Refusal(Reason.NO_POOL, "", (), frozenset([1]))
+    return Refuse(pod.claim(), pod.subject, pod.binding, why, definition.version)
 
 
 # What is asked of pools a (.1 was used, .2 is held), fresh and used; and in which table others have all their rows.
@@ -46,7 +47,7 @@ ROWS: dict[str, tuple[str, Callable[[Definition], Request], str]] = {
     "an extent": ("extent", lambda now: add(now, NEW, "fresh"), "10.1.2.1"),
     "its own last row": ("address", lambda now: add(now, GONE.new("c2"), "a"), "10.1.0.1"),
     "the row that it holds": ("address", lambda now: add(now, HOLDER.new("c2"), "a"), "10.1.0.2"),
-    "the row that a refused one holds": ("address", lambda now: refuse(HOLDER.new("c3")), "10.1.0.2"),
+    "the row that a refused one holds": ("address", lambda now: refuse(now, HOLDER.new("c3")), "10.1.0.2"),
     "the row to be released": ("address", lambda now: delete(HOLDER, stamp=2**40), "freed 1, unbound 0"),
     "the row to be freed": ("address", lambda now: Free(parse("10.1.0.2"), 1, "alice", "x"), "freed 1, unbound 0"),
     "the asked row": ("address", lambda now: add(now, NEW, "a", address="10.1.0.1", exact=True), "10.1.0.1"),
