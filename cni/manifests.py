@@ -23,6 +23,7 @@ from ledger.resources import GROUP, Applied, ObjectMeta, SpiderIPPool, SpiderRes
 
 FILE_BYTES_MAX: Final = 64 * 1024 * 1024
 DEPTH_MAX: Final = 64
+_TOO_DEEP = "exceeded maximum nesting depth"
 ALIASED_VALUES_MAX: Final = 10_000  # In one document, those inside of what an alias stands for counted.
 FIELDS_SHOWN_MAX: Final = 5  # In the text of one error.
 
@@ -189,6 +190,8 @@ class _Reader:
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
             text = ", ".join(filter(None, (error.context, error.problem)))
+            if _TOO_DEEP in text:  # Newer scanners look so far ahead that they find it first.
+                text = f"is nested deeper than {DEPTH_MAX}"
             raise ManifestError(self._file, mark.line + 1 if mark else 1, text) from None
         except (yaml.YAMLError, ValueError, OverflowError) as error:  # The Python scanner's chr() of "\UFFFFFFFF".
             raise ManifestError(self._file, 1, " ".join(str(error).split())) from None

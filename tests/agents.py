@@ -213,7 +213,7 @@ class RunningAgent:
 
     def beside(self, *words: str) -> subprocess.Popen[bytes]:
         """A verb of the command line that runs on the same ledger for longer; into the same log. The caller ends it."""
-        with self._log_path.open("ab") as log:
+        with self._log_file.open("ab") as log:
             return subprocess.Popen(
                 [*COMMAND, *words], env=self._environment(), stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )

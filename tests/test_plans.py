@@ -51,7 +51,7 @@ INDEXES = {
         "DEL of nobody": EVERY,
     },
     "sqlite": {
-        "lone ADD": {"address_ready", "sqlite_autoindex_address_2", "sqlite_autoindex_extent_1", "event's primary key"},
+        "lone ADD": {"address_ready", "sqlite_autoindex_address_2", "extent's primary key", "event's primary key"},
         "DEL of one": {"sqlite_autoindex_address_2", "event's primary key"},
     },
 }  # fmt: skip

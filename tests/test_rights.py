@@ -121,7 +121,7 @@ FORBIDDEN = (
 )  # fmt: skip
 ALSO_FORBIDDEN = (
     "TRUNCATE address", "DELETE FROM address", "DELETE FROM ledger", "INSERT INTO ledger SELECT * FROM ledger",
-    "UPDATE ledger SET salt = ''", "UPDATE ledger SET oldest_software = '0'", "DELETE FROM pool", "DELETE FROM subject",
+    "DELETE FROM pool", "DELETE FROM subject",
     "UPDATE subject SET document = ''", "DELETE FROM reservation", "DELETE FROM checkpoint",
     "UPDATE alembic_version SET version_num = ''", "ALTER TABLE address DISABLE TRIGGER address_step_follows",
     "DROP FUNCTION address_step_follows CASCADE", "CREATE TABLE mine (x int)", "CREATE FUNCTION mine() RETURNS int "

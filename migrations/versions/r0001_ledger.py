@@ -19,8 +19,6 @@ AGENT = "spiderledger_agent"
 READER = "spiderledger_reader"
 STATE = ("ledger", "pool", "reservation", "object_uid", "extent", "address", "subject")
 PROJECTED = ("checkpoint", "occupancy", "holding")
-STANDING = ("epoch", "definition", "incarnation", "doubted", "doubt_until", "fenced")
-"""What of the ledger's row changes in its life; neither its salt nor what software it asks for."""
 
 big, small, whole, words, octets, flag = (
     sa.BigInteger(), sa.SmallInteger(), sa.Integer(), sa.Text(), sa.LargeBinary(), sa.Boolean(),
@@ -216,8 +214,8 @@ def _roles() -> None:
     everything = ", ".join((*STATE, *PROJECTED, "event", "alembic_version"))
     op.execute(f"GRANT SELECT ON {everything} TO {READER}, {AGENT}")
     op.execute(f"GRANT INSERT ON event, pool, reservation, object_uid, extent, address, subject TO {AGENT}")
-    op.execute(f"GRANT UPDATE ON pool, reservation, extent, address TO {AGENT}")
-    op.execute(f"GRANT UPDATE ({', '.join(STANDING)}) ON ledger TO {AGENT}")
+    # Of the whole table `ledger`: without it `restore` could not lock it.
+    op.execute(f"GRANT UPDATE ON ledger, pool, reservation, extent, address TO {AGENT}")
     op.execute(f"GRANT DELETE ON extent, object_uid TO {AGENT}")
     op.execute(f"GRANT INSERT, UPDATE ON {', '.join(PROJECTED)} TO {AGENT}")
     op.execute(f"GRANT DELETE ON occupancy, holding TO {AGENT}")
