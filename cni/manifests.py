@@ -23,7 +23,7 @@ from ledger.resources import GROUP, Applied, ObjectMeta, SpiderIPPool, SpiderRes
 
 FILE_BYTES_MAX: Final = 64 * 1024 * 1024
 DEPTH_MAX: Final = 64
-_TOO_DEEP = "exceeded maximum nesting depth"
+_TOO_DEEP: Final = "exceeded maximum nesting depth"
 ALIASED_VALUES_MAX: Final = 10_000  # In one document, those inside of what an alias stands for counted.
 FIELDS_SHOWN_MAX: Final = 5  # In the text of one error.
 
