@@ -331,8 +331,7 @@ class Agent:
             text = "GC speaks for one node, and this agent serves several: start it with --node"
             raise CniError(Code.GC_NEEDS_NODE, text, version=call.version)
         self._must_be_synced(call)
-        bound = self._ledger.bound_on(self._node, call.network)
-        stale = planning.collect(call, bound, self._seen.order(call), self._gc_age_seconds)
+        stale = planning.collect(call, self._ledger.bound_on(self._node, call.network, self._gc_age_seconds))
         releases, failed = self._collected(call, stale)
         failed += [answer.text for answer in self._ledger.act(releases) if isinstance(answer, Refusal)]
         if failed:

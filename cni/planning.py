@@ -110,17 +110,10 @@ def _seen(pod: PodFacts | None) -> dict[str, str]:
     return {"seen": "the pod lives" if pod.alive else pod.dead_reason or "the pod has ended", "uid": pod.uid}
 
 
-def collect(call: CniCall, rows: Sequence[Address], order: Order, age_seconds: float) -> list[Address]:
-    """Of this node's and network's bindings, those that a GC call says are gone, and that are older than this."""
+def collect(call: CniCall, rows: Sequence[Address]) -> list[Address]:
+    """Of these bindings, those that a GC call says are gone."""
     there = {(each.container, each.interface) for each in call.attachments}
-    # By both clocks: the database's may be behind the node's.
-    newest = (order.now - int(age_seconds * NANOSECONDS)) // 1_000
-    return [
-        row
-        for row in rows
-        if (row.container, claim_of(row.claim or "").interface) not in there
-        and max(row.bound_at or 0, (row.stamp or 0) // 1_000) < newest
-    ]
+    return [row for row in rows if (row.container, claim_of(row.claim or "").interface) not in there]
 
 
 def collected(call: CniCall, row: Address, pod: PodFacts | None, subject: Subject | None) -> Release:

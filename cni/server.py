@@ -99,7 +99,7 @@ class Server:
         allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._connections_max = min(CONNECTIONS_MAX, max(allowed - DESCRIPTORS_KEPT, 1))
         self._listener = _listen(path)
-        self._selector.register(self._listener, selectors.EVENT_READ)
+        self._heeding = False
         self._selector.register(self._wake_read, selectors.EVENT_READ)
         self._thread = threading.Thread(target=self._run, name="server", daemon=True)
 
@@ -137,11 +137,13 @@ class Server:
 
     def _run(self) -> None:
         swept = time.monotonic()
+        self._heed_listener()
         while not (self._stopping and not self._connections):
             for key, mask in self._selector.select(SWEEP_SECONDS):
                 self._ready(key, mask)
             self._end_finished()
             now = time.monotonic()
+            self._heed_listener()
             if self._stopping:
                 self._refuse_new()
             if now - swept > SWEEP_SECONDS:
@@ -200,10 +202,17 @@ class Server:
             self._selector.unregister(connection.socket)
             connection.socket.close()
 
-    def _refuse_new(self) -> None:
-        if self._listener.fileno() >= 0:
+    def _heed_listener(self) -> None:
+        """Who knocks where there is no room waits in the kernel: it would wake this thread again and again."""
+        room = len(self._connections) < self._connections_max and not self._stopping
+        if room and not self._heeding:
+            self._selector.register(self._listener, selectors.EVENT_READ)
+        elif self._heeding and not room:
             self._selector.unregister(self._listener)
-            self._listener.close()
+        self._heeding = room
+
+    def _refuse_new(self) -> None:
+        self._listener.close()
         for connection in [each for each in self._connections if not each.handed_over]:
             self._end(connection)
 

@@ -45,6 +45,9 @@ class DatabaseAddressError(ValueError):
 
 def database_url(address: str) -> URL:
     """`postgresql://…` or `sqlite:///PATH`; a bare path is a SQLite file. DatabaseAddressError for anything else."""
+    if "://" not in address and "@" in address:
+        # Somebody's password would become a file's name.
+        raise DatabaseAddressError("the database address has an @ and no postgresql:// before it")
     if "://" not in address:
         address = f"sqlite:///{address}"
     try:

@@ -155,7 +155,9 @@ class Ledger:
         return again, answered(batch, decision)
 
     def _wait(self, pool: int | None, claim: str | None, ip: Ip | None) -> None:
-        """Not to be let in is no fault of what the batch has done before."""
+        """Not to be let in is no fault of what the batch has done before. On SQLite nobody else has locks."""
+        if not dialects.is_postgresql(self._engine):
+            return
         try:
             with self._engine.connect() as connection:
                 waiting.wait(connection, pool, claim, ip)
@@ -370,9 +372,13 @@ class Ledger:
         keys = [claim.key for claim in claims]
         return self._addresses(address.c.claim.in_(keys))
 
-    def bound_on(self, node: str, network: str) -> list[Address]:
-        """The addresses whose containers on this node and network speak for them now."""
-        return self._addresses((address.c.node == node) & (address.c.network == network))
+    def bound_on(self, node: str, network: str, seconds: float) -> list[Address]:
+        """The addresses whose containers on this node and network have spoken for them for longer than this.
+
+        By the clock that stamped the binding, the database's: a node's may be hours away from it.
+        """
+        old = address.c.bound_at < dialects.clock() - int(seconds * 1_000_000)
+        return self._addresses((address.c.node == node) & (address.c.network == network) & old)
 
     def subjects(self, rows: Sequence[Address]) -> dict[bytes, Subject]:
         """The names behind these rows by their ids, as far as they were not removed."""

@@ -20,9 +20,9 @@ from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
 from cni.call import VERSIONS
-from cni.http import BODY_BYTES_MAX
+from cni.http import BODY_BYTES_MAX, HttpRequest
 from cni.manifests import contents
-from cni.server import DESCRIPTORS_KEPT, REQUEST_SECONDS_MAX
+from cni.server import DESCRIPTORS_KEPT, REQUEST_SECONDS_MAX, Server
 from ledger.verify import verify
 from tests.agents import CONFIGURATION, RunningAgent, Sandbox
 from tests.conftest import Database
@@ -224,6 +224,39 @@ def test_slow_clients_are_shown_out_and_take_no_descriptor_that_database_and_spo
     assert agent.add(Sandbox("c2")).code == 0
     assert "Traceback" not in agent.log
     assert list(held(database).values()) == ["c2"]
+
+
+def test_a_full_server_is_not_woken_by_who_knocks_and_lets_him_in_once_somebody_leaves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cni.server.CONNECTIONS_MAX", 2)
+    asked: list[HttpRequest] = []
+    server = Server(tmp_path / "socket", lambda connection, request: asked.append(request))
+    woken = [0]
+    select = server._selector.select
+
+    def counted(timeout: float) -> Any:
+        woken[0] += 1
+        return select(timeout)
+
+    monkeypatch.setattr(server._selector, "select", counted)
+    server.start()
+    try:
+        with ExitStack() as clients:
+            first, second, third = (clients.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(3))
+            for client in (first, second, third):
+                client.connect(str(tmp_path / "socket"))
+            third.sendall(b"GET /third HTTP/1.1\r\n\r\n")
+            until(lambda: len(server._connections) == 2)
+            before = woken[0]
+            time.sleep(0.2)
+            # Not once for each look that the knocking would allow; a sweep may fall into the time.
+            assert woken[0] - before <= 2
+            assert asked == []
+            first.close()
+            until(lambda: [request.path for request in asked] == ["/third"])
+    finally:
+        server.close()
 
 
 @on_one

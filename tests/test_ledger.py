@@ -716,7 +716,7 @@ def test_who_holds_what_is_answered_by_claim_by_node_and_by_address(ledger: Ledg
     here, there = Pod(), Pod("there", "u2", "c2", node="node-2")
     ips = [parse(given(ledger, pod)) for pod in (here, there)]
     assert [found.ip for found in ledger.held_by([here.claim()])] == ips[:1]
-    assert [found.ip for found in ledger.bound_on("node-2", "net")] == ips[1:]
+    assert [found.ip for found in ledger.bound_on("node-2", "net", 0)] == ips[1:]
     assert [found.claim for found in [ledger.held(ips[1])] if found] == [there.claim().key]
     one(ledger, delete(there))
     assert ledger.held(ips[1]) is None
@@ -750,6 +750,18 @@ def test_a_batch_reads_once_and_then_writes_one_table_after_the_other(sqlite: Da
     assert [name for name, _ in groupby(tables)] == ["subject", "extent", "address", "event"]
     others = [each.split()[0] for each in different if not each.startswith("INSERT")]
     assert others in (["BEGIN", "WITH", "COMMIT"], ["BEGIN", "SELECT", "COMMIT"])
+
+
+def test_on_sqlite_a_request_that_came_up_short_waits_for_nobody(sqlite: Database) -> None:
+    engine = sqlite.engine()
+    ledger = Ledger(engine)
+    small(ledger, *(f"10.1.0.{number}" for number in range(1, 10, 2)))
+    definition = ledger.definition()
+    sent = statements(engine)
+    answers = ask(ledger, *(add(definition, pod) for pod in pods(4)))
+    assert all(isinstance(answer, Granted) for answer in answers)
+    begun = [each for each in sent if each.startswith("BEGIN")]
+    assert begun == ["BEGIN IMMEDIATE"] * sent.count("COMMIT"), "each transaction has written"
 
 
 def test_a_batch_looks_for_idle_addresses_only_from_the_last_one_on(sqlite: Database) -> None:

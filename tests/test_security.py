@@ -234,3 +234,14 @@ def test_the_password_stands_in_no_command_line_log_or_event(
     engine.dispose()
     assert "ledger.opened" in journal
     assert PASSWORD not in journal
+
+
+def test_an_address_with_a_password_and_no_scheme_is_refused_and_becomes_no_file(tmp_path: Path) -> None:
+    said = subprocess.run(
+        [*COMMAND, "migrate"], cwd=tmp_path, capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "SPIDERLEDGER_DATABASE": "node:do-not-tell@localhost"},
+    )  # fmt: skip
+    assert (said.returncode, said.stdout, said.stderr.count("\n")) == (2, "", 1)
+    assert "has an @ and no postgresql:// before it" in said.stderr
+    assert "do-not-tell" not in said.stderr
+    assert list(tmp_path.iterdir()) == []
