@@ -58,11 +58,11 @@ class Spool:
                 raise SpoolFullError(f"{self.folder} holds {FILES_MAX} DELs already")
         temporary = self.folder / f".tmp-agent-{os.getpid()}"
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, FILE_MODE)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(body)
-            file.flush()
-            os.fsync(file.fileno())
         try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(body)
+                file.flush()
+                os.fsync(file.fileno())
             os.link(temporary, final)
         except FileExistsError:
             return

@@ -4,6 +4,7 @@ is kept. Real agents, the real plugin, real databases."""
 from __future__ import annotations
 
 import random
+import resource
 import signal
 import sqlite3
 import time
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select, text
 
+from cni.spool import Spool
 from ledger.database import open_engine
 from ledger.schema import migrate
 from ledger.tables import event
@@ -174,6 +176,20 @@ def slow_to_commit(database: Database) -> Callable[[], bool]:
             return bool(connection.execute(active).scalar_one())
 
     return sleeps
+
+
+def test_a_del_that_the_disk_does_not_take_leaves_nothing_half_written(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "spool")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            spool.keep("c1", "eth0", b"a request")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list((tmp_path / "spool").iterdir()) == []
+    spool.keep("c1", "eth0", b"a request")
+    assert [waiting.body for waiting in spool.waiting(9)] == [b"a request"]
 
 
 def test_an_add_that_was_in_flight_when_its_agent_died_is_waited_for_by_the_next(
