@@ -13,7 +13,6 @@ import os
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
-from datetime import UTC, datetime
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
@@ -140,10 +139,12 @@ def restore(
 
     Exit code: 0 when it is open, 1 when nothing was done, 2 when it could not be asked for.
     """
+    from ledger.times import rfc3339
+
     signed = _signed(operator, reason)
     loss = _carry_out(context.obj, {"restore": signed}, socket_path)
     typer.echo(printable(f"the ledger is fenced: {loss['reason']}"))
-    for line in _LOSS.format(**{**loss, "at": _moment(loss["at"])}).splitlines():
+    for line in _LOSS.format(**{**loss, "at": rfc3339(loss["at"], exact=False)}).splitlines():
         typer.echo(line)
     if not accept_loss:
         leave("nothing was done: say --accept-loss if that is to be", NO)
@@ -156,11 +157,6 @@ its journal ends with event {tx}/{position}, recorded at {at}
 addresses that were given after that are not known here: who has one keeps it, and it may be given to others as well
 epoch {epoch} begins with this journal: nothing is adopted, and what agents saw before does not fence the ledger again
 """
-
-
-def _moment(microseconds: int) -> str:
-    moment = datetime.fromtimestamp(microseconds / 1_000_000, UTC)
-    return f"{moment:%Y-%m-%dT%H:%M:%S}Z"
 
 
 # Opening a ledger -------------------------------------------------------------------------------

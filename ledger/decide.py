@@ -486,7 +486,7 @@ class _Draft:
         """Fellows of a batch mostly have the same."""
         key = (pool, want.clean_gateway, want.routes)
         if key not in self.terms:
-            value = _terms(self.definition.by_id[pool], want)
+            value = _terms_of(self.definition.by_id[pool], want)
             self.terms[key] = Terms(value, canonical(value))
         return self.terms[key]
 
@@ -554,7 +554,7 @@ def _grant(claim: Claim, row: Address) -> Grant:
     return Grant(claim, row.ip, json.loads(row.result))
 
 
-def _terms(pool: Pool, want: Want) -> dict[str, Any]:
+def _terms_of(pool: Pool, want: Want) -> dict[str, Any]:
     """What the claim is told besides the address: the pool's words, and the pod's own routes that fit its subnet."""
     spec = pool.object.spec
     routes = [[route.dst, route.gw] for route in spec.routes or ()]

@@ -349,7 +349,7 @@ def _past(engine: Engine, said: str) -> int:
 
 
 def _moment(engine: Engine, said: str) -> int:
-    from projector.printing import moment
+    from ledger.times import moment
 
     try:
         return moment(said, _clock(engine))

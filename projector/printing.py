@@ -1,4 +1,4 @@
-"""How answers are written: tables as kubectl draws them, one JSON or YAML document; how a time is written and read.
+"""How answers are written: tables as kubectl draws them, one JSON or YAML document.
 
 Field names of documents are kept for ever. A table shows what people ask for, in one line each; a document has it all.
 Times are RFC 3339 in UTC: documents and the tables of an audit have microseconds, those of `get` do without. Pure.
@@ -8,15 +8,14 @@ Called by `projector.commands`.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
 from typing import Any, Final, NamedTuple
 
 import yaml
 
 from ledger.addresses import Ip, text
 from ledger.claims import Subject
+from ledger.times import rfc3339
 from projector.holders import Standing
 from projector.lines import AllocationLine, EventLine, HoldingLine, PoolLine, RefusalLine, WhoHeld
 from projector.present import AsOf
@@ -25,10 +24,6 @@ BLANKS: Final = "   "
 NOTHING: Final = "<none>"
 REMOVED: Final = "<removed>"
 """Names that were taken out of the ledger; the interval stays."""
-EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-FIRST_US: Final = -62_135_596_800_000_000
-LAST_US: Final = 253_402_300_799_999_999
-"""The years 1 to 9999 are all that RFC 3339 can write."""
 
 Document = dict[str, Any]
 
@@ -53,39 +48,6 @@ def written(document: Document, *, as_yaml: bool) -> str:
     if as_yaml:
         return str(yaml.safe_dump(document, sort_keys=False)).rstrip()
     return json.dumps(document, indent=2)
-
-
-# Times ------------------------------------------------------------------------------------------
-
-
-def rfc3339(at: int | None, *, exact: bool = True) -> str:
-    """Microseconds since 1970 as RFC 3339 in UTC; "" for no time. Inexact ones are cut to the second."""
-    if at is None:
-        return ""
-    moment = EPOCH + timedelta(microseconds=min(max(at, FIRST_US), LAST_US))
-    return moment.isoformat(timespec="microseconds" if exact else "seconds").replace("+00:00", "Z")
-
-
-def moment(said: str, now: int) -> int:
-    """What `now`, `-2h30m` or an RFC 3339 time with its zone means; ValueError with what would be understood."""
-    if said == "now" or _AGO.fullmatch(said):
-        ago = sum(int(count) * _SECONDS[unit] for count, unit in _PART.findall(said))
-        return max(now - ago * 1_000_000, 0)
-    if not _RFC3339.fullmatch(said):
-        raise ValueError(f"{said!r} is not a time with its zone: {_TIMES}")
-    try:
-        return (datetime.fromisoformat(said.upper()) - EPOCH) // timedelta(microseconds=1)
-    except ValueError as error:
-        raise ValueError(f"{said!r} is not a time ({error}): {_TIMES}") from None
-
-
-# At most nine digits, as Python refuses to read thousands of them.
-_AGO: Final = re.compile(r"-(?:[0-9]{1,9}[dhms])+")
-_PART: Final = re.compile(r"([0-9]+)([dhms])")
-_SECONDS: Final = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}
-_DAY, _CLOCK, _ZONE = "[0-9]{4}-[0-9]{2}-[0-9]{2}", r"[0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]+)?", "[+-][0-9]{2}:[0-9]{2}"
-_RFC3339: Final = re.compile(f"{_DAY}[Tt ]{_CLOCK}(?:[Zz]|{_ZONE})")
-_TIMES: Final = "say 2026-03-31T14:03:00Z or 2026-03-31T16:03:00+02:00 (RFC 3339), -2h30m, or now"
 
 
 # How far an answer holds --------------------------------------------------------------------------

@@ -29,11 +29,12 @@ from ledger.events import EventType
 from ledger.requests import Candidate
 from ledger.store import Ledger
 from ledger.tables import checkpoint, occupancy
+from ledger.times import moment, rfc3339
 from ledger.writer import WriterLock
 from projector import checkpoints
 from projector.lines import HoldingLine
 from projector.present import AsOf
-from projector.printing import Table, history_table, laid_out, moment, rfc3339, up_to
+from projector.printing import Table, history_table, laid_out, up_to
 from projector.projections import Holding
 from tests.acts import Pod, a_pool, a_reservation, add, define, delete, given, journal, one, pods, until
 from tests.conftest import Database
