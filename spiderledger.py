@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import logging
 import os
-import signal
 import socket
 import sys
 import threading
@@ -19,7 +18,7 @@ import cni.commands
 import cni.demo.command
 import ledger.commands
 import projector.commands
-from ledger.commands import CANNOT, SOCKET, leave
+from ledger.commands import CANNOT, SOCKET, leave, stop_on_signals
 from ledger.database import Database, DatabaseAddressError
 
 if TYPE_CHECKING:
@@ -118,7 +117,7 @@ def agent(
     sys.setswitchinterval(SWITCH_SECONDS)
     database: Database = context.obj
     database.state.mkdir(mode=0o700, parents=True, exist_ok=True)
-    stop = _stop_on_signals()
+    stop = stop_on_signals()
     with ExitStack() as parts:
         store, engine = _open_ledger(parts, database, doubt)
         folder = NamedFolder(Folder(cluster), store) if cluster else None
@@ -188,13 +187,6 @@ def _in_background(parts: ExitStack, name: str, run: Callable[[], None]) -> None
     thread = threading.Thread(target=run, name=name, daemon=True)
     thread.start()
     parts.callback(thread.join, LEAVE_SECONDS_MAX)
-
-
-def _stop_on_signals() -> threading.Event:
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
-    return stop
 
 
 def main() -> None:

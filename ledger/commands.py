@@ -10,7 +10,9 @@ from __future__ import annotations
 import getpass
 import json
 import os
+import signal
 import socket
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from http.client import HTTPConnection, HTTPException
@@ -157,6 +159,29 @@ its journal ends with event {tx}/{position}, recorded at {at}
 addresses that were given after that are not known here: who has one keeps it, and it may be given to others as well
 epoch {epoch} begins with this journal: nothing is adopted, and what agents saw before does not fence the ledger again
 """
+
+
+# Ending -----------------------------------------------------------------------------------------
+
+
+def stop_on_signals() -> threading.Event:
+    """An event that SIGTERM and SIGINT set. To be called before any other thread is started.
+
+    A thread of its own waits for them. A handler would run in the main thread, between two steps of its `wait` for this
+    very event, and `set` would then wait for a lock that is never given back.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
+    stop = threading.Event()
+
+    def wait() -> None:
+        signal.sigwait(_STOPPING)
+        stop.set()
+
+    threading.Thread(target=wait, name="signals", daemon=True).start()
+    return stop
+
+
+_STOPPING: Final = frozenset((signal.SIGTERM, signal.SIGINT))
 
 
 # Opening a ledger -------------------------------------------------------------------------------

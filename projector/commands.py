@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
-import signal
 import sys
-import threading
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from enum import StrEnum
@@ -18,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from ledger.commands import NO, leave, opened, printable
+from ledger.commands import NO, leave, opened, printable, stop_on_signals
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -277,9 +275,7 @@ def projector(
 
     logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    stop = stop_on_signals()
     known = [each.name for each in PROJECTIONS]
     if anew and anew not in known:
         leave(f"there is no projection {anew}: choose {' or '.join(known)}")

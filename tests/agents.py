@@ -140,8 +140,9 @@ class RunningAgent:
 
     @property
     def spooled(self) -> list[str]:
-        """The DELs that wait, by name."""
-        return sorted(path.name for path in self.spool.iterdir()) if self.spool.exists() else []
+        """The DELs that wait, by name; what an agent was writing when it was killed is none."""
+        names = [path.name for path in self.spool.iterdir()] if self.spool.exists() else []
+        return sorted(name for name in names if not name.startswith("."))
 
     @property
     def log(self) -> str:

@@ -673,6 +673,25 @@ def _checkpoints(engine: Engine) -> list[tuple[int, int]]:
         return [(row.tx, row.position) for row in connection.execute(select(checkpoint))]
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_whoever_waits_to_be_told_to_stop_is_told_in_the_middle_of_any_step(number: signal.Signals) -> None:
+    waits = (
+        "from ledger.commands import stop_on_signals\n"
+        "stop = stop_on_signals()\n"
+        "print('ready', flush=True)\n"
+        "while not stop.wait(0): pass\n"
+    )
+    for _ in range(10):
+        with subprocess.Popen([sys.executable, "-c", waits], cwd=ROOT, stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"ready\n"
+            process.send_signal(number)
+            try:
+                assert process.wait(RUN_SECONDS_MAX) == 0
+            finally:
+                process.kill()
+
+
 # The plugin -------------------------------------------------------------------------------------
 
 
