@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Engine
 
+    from cni.agent import Agent
+    from cni.named import NamedFolder
     from ledger.store import Ledger
 
 log = logging.getLogger("spiderledger")
@@ -35,6 +37,8 @@ PRIVATE: Final = 0o077
 """Files, folders and the socket are their user's alone, whatever umask this was started with."""
 SWITCH_SECONDS: Final = 0.0005
 """A lone ADD must not wait the usual five milliseconds for a background thread to give the interpreter up."""
+YOUNG_OBJECTS_MAX: Final = 50_000
+"""The collector looks at new objects after so many: after the usual 700 it would at every single ADD."""
 AGENT_CONNECTIONS: Final = 2
 """One commits, the other reads the definition."""
 LEAVE_SECONDS_MAX: Final = 5.0
@@ -105,22 +109,19 @@ def agent(
     # Nothing of this is needed by the other verbs, nor by a shell that completes their names.
     from cni.agent import Agent
     from cni.cluster import NoCluster
-    from cni.controller import FolderController
     from cni.facts import Settings
-    from cni.folder import Folder
-    from cni.named import NamedFolder
-    from cni.server import Server
     from cni.spool import Spool
 
-    logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("alembic").setLevel(logging.WARNING)
+    _log(log_level)
     sys.setswitchinterval(SWITCH_SECONDS)
     database: Database = context.obj
     database.state.mkdir(mode=0o700, parents=True, exist_ok=True)
     stop = stop_on_signals()
     with ExitStack() as parts:
         store, engine = _open_ledger(parts, database, doubt)
-        folder = NamedFolder(Folder(cluster), store) if cluster else None
+        folder = _follow(parts, cluster, store, stop) if cluster else None
+        if database.file is not None:
+            _host_projector(parts, database, engine, stop)
         served = Agent(
             store,
             folder or NoCluster(),
@@ -130,26 +131,16 @@ def agent(
             many_nodes=folder is not None and not node,
             gc_age_seconds=gc_min_age,
         )
-        if folder is not None:
-            controller = FolderController(folder, store)
-            controller.look_safely()
-            _in_background(parts, "folder", lambda: controller.run(stop))
-        if database.file is not None:
-            reader = database.open()
-            parts.callback(reader.dispose)
-            _in_background(parts, "projector", lambda: _project(engine, reader, stop))
-        try:
-            server = Server(socket_path, served.received)
-        except OSError as error:
-            leave(f"no socket at {socket_path}: {error}")
-        parts.callback(server.close)
-        served.start(server)
-        parts.callback(served.stop)
-        # What was loaded until now is never garbage: an ADD must not wait while the collector looks at it.
-        gc.freeze()
+        _listen(parts, served, socket_path)
+        _collect_rarely()
         log.info("serving on %s", socket_path)
         stop.wait()
         log.info("finishing what has come in, then leaving")
+
+
+def _log(level: str) -> None:
+    logging.basicConfig(level=level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("alembic").setLevel(logging.WARNING)
 
 
 def _open_ledger(parts: ExitStack, database: Database, doubt: float | None) -> tuple[Ledger, Engine]:
@@ -169,6 +160,25 @@ def _open_ledger(parts: ExitStack, database: Database, doubt: float | None) -> t
     return Ledger(engine, Settings(witness=database.state / "witness", doubt_seconds=doubt)), engine
 
 
+def _follow(parts: ExitStack, cluster: Path, store: Ledger, stop: threading.Event) -> NamedFolder:
+    """The cluster's folder, read once before anybody calls and then followed."""
+    from cni.controller import FolderController
+    from cni.folder import Folder
+    from cni.named import NamedFolder
+
+    folder = NamedFolder(Folder(cluster), store)
+    controller = FolderController(folder, store)
+    controller.look_safely()
+    _in_background(parts, "folder", lambda: controller.run(stop))
+    return folder
+
+
+def _host_projector(parts: ExitStack, database: Database, engine: Engine, stop: threading.Event) -> None:
+    reader = database.open()
+    parts.callback(reader.dispose)
+    _in_background(parts, "projector", lambda: _project(engine, reader, stop))
+
+
 def _project(engine: Engine, reader: Engine, stop: threading.Event) -> None:
     """Follow the journal; should somebody else have rebuilt a projection meanwhile, begin where that ended."""
     from projector.checkpoints import AnotherProjectorError
@@ -181,6 +191,24 @@ def _project(engine: Engine, reader: Engine, stop: threading.Event) -> None:
         except AnotherProjectorError as error:
             log.warning("%s", error)
             stop.wait(PROJECTOR_PAUSE_SECONDS)
+
+
+def _listen(parts: ExitStack, served: Agent, path: Path) -> None:
+    from cni.server import Server
+
+    try:
+        server = Server(path, served.received)
+    except OSError as error:
+        leave(f"no socket at {path}: {error}")
+    parts.callback(server.close)
+    served.start(server)
+    parts.callback(served.stop)
+
+
+def _collect_rarely() -> None:
+    """An ADD must not wait while the collector looks at what was loaded until now: it is never garbage."""
+    gc.freeze()
+    gc.set_threshold(YOUNG_OBJECTS_MAX)
 
 
 def _in_background(parts: ExitStack, name: str, run: Callable[[], None]) -> None:

@@ -39,7 +39,7 @@ def subject_of(request: Request) -> str:
     """Whom a request is about: one batch carries at most one act for each."""
     match request:
         case Acquire():
-            return _whose(request.wants[0].claim.key)
+            return _whose(request.wants[0].key)
         case Refuse():
             return _whose(request.claim.key)
         case Release():
@@ -104,7 +104,7 @@ def plan_of(batch: Sequence[Pending], since: dict[int, int]) -> Plan:
             count,
             0 if pool in hard else since.get(pool, 0),
             FOR_EVER if pool in cooling else None,
-            EXTENTS_AFTER_SETBACK if pool in hard else EXTENTS_FIRST,
+            min(count, EXTENTS_AFTER_SETBACK) if pool in hard else EXTENTS_FIRST,
         )
         for pool, count in sorted(counts.items())
     ]
@@ -114,7 +114,7 @@ def plan_of(batch: Sequence[Pending], since: dict[int, int]) -> Plan:
 def _spans(request: Request) -> list[Span]:
     match request:
         case Acquire():
-            return [exactly(want.claim.key) for want in request.wants]
+            return [exactly(want.key) for want in request.wants]
         case Release():
             return [request.span]
         case Refuse():

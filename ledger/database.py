@@ -72,7 +72,8 @@ def open_engine(address: str, *, writes: bool = True, connections: int = 2) -> E
         isolation_level="READ COMMITTED",
         pool_size=connections,
         max_overflow=0,
-        connect_args={"application_name": APPLICATION, "prepare_threshold": 1, **timeouts},
+        # psycopg would deallocate at every rollback what it has prepared, and with it what `ledger.pipeline` has.
+        connect_args={"application_name": APPLICATION, "prepare_threshold": None, **timeouts},
     )
     on_connect_postgresql(engine)
     return engine

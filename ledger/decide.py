@@ -144,7 +144,7 @@ def decide(
 
 
 def _concerns(request: Request, known: set[str | None]) -> bool:
-    return not isinstance(request, Acquire) or any(want.claim.key in known for want in request.wants)
+    return not isinstance(request, Acquire) or any(want.key in known for want in request.wants)
 
 
 class _Draft:
@@ -213,13 +213,13 @@ class _Draft:
     def _grants(self, attempt: Attempt, request: Acquire) -> tuple[Grant, ...]:
         """One for each want. Those that hold or held something come first: what is theirs no fellow may draw."""
         numbers = range(len(request.wants))
-        order = sorted(numbers, key=lambda number: request.wants[number].claim.key not in self.own)
+        order = sorted(numbers, key=lambda number: request.wants[number].key not in self.own)
         found = {number: self._want(attempt, request, number) for number in order}
         return tuple(found[number] for number in numbers)
 
     def _want(self, attempt: Attempt, request: Acquire, number: int) -> Grant:
         want = request.wants[number]
-        key = want.claim.key
+        key = want.key
         own = self.own.get(key)
         bound = request.binding if want.claim.interface == request.interface else None
         if own is None and key in self.seen:
@@ -288,7 +288,7 @@ class _Draft:
         row = self.images.asked.get(ip)
         if row is None and ip in self.images.seen_asked:
             raise SetbackError(Setback(Unmet.LOCKED, number, ip=ip))
-        if row is not None and row.claim != want.claim.key:
+        if row is not None and row.claim != want.key:
             self._unstirred(row, number)
         if row is not None and (row.held or row.withheld):
             why = "is already allocated" if row.held else "is withheld"
@@ -316,7 +316,7 @@ class _Draft:
             bound,
             request.subject,
             composed(choice=canonical(choice.how), result=terms.text),
-            claim=want.claim.key,
+            claim=want.key,
             pool=choice.pool,
             held=True,
             ready=0,

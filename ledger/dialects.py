@@ -222,6 +222,8 @@ def on_connect_postgresql(engine: Engine) -> None:
         "idle_in_transaction_session_timeout": TRANSACTION_IDLE_TIMEOUT_MS,
         "tcp_user_timeout": TCP_USER_TIMEOUT_MS,
         "jit": "off",
+        # Else the first five runs of each statement on a new connection are planned one by one, a millisecond each.
+        "plan_cache_mode": "force_generic_plan",
         "enable_seqscan": "off",
         # Rows are joined to the few that a batch names: a merge would walk through the whole index instead.
         "enable_mergejoin": "off",

@@ -12,17 +12,18 @@ import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
-from typing import Any, Final, NamedTuple, Protocol, TypeAlias
+from typing import Any, Final, NamedTuple, Protocol
 from typing import cast as cast_to
 
 import psycopg
-from sqlalchemy import Connection, Engine, Executable, Table
+from sqlalchemy import Connection, Engine, Executable, PoolProxiedConnection, Table
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.sql.compiler import SQLCompiler
 
 from ledger.dialects import POSTGRESQL, SQLITE, Conflict, insert, is_postgresql
+from ledger.pipeline import Pipeline, Row
 
-Row: TypeAlias = tuple[Any, ...]
+BEGIN: Final = "BEGIN ISOLATION LEVEL READ COMMITTED"
 
 
 class Driver(Protocol):
@@ -56,7 +57,7 @@ def transaction(engine: Engine) -> Iterator[Transaction]:
     pooled = engine.raw_connection()
     connection: Any = pooled.driver_connection
     try:
-        with _postgresql(connection) if is_postgresql(engine) else _sqlite(connection) as own:
+        with _postgresql(_pipeline(pooled)) if is_postgresql(engine) else _sqlite(connection) as own:
             yield own
     finally:
         if getattr(connection, "broken", False):
@@ -67,8 +68,9 @@ def transaction(engine: Engine) -> Iterator[Transaction]:
 
 def joined(connection: Connection) -> Driver:
     """The driver under a transaction that somebody else has begun and will end."""
-    driver: Any = connection.connection.driver_connection
-    return Postgresql(driver) if is_postgresql(connection) else Sqlite(driver)
+    pooled = connection.connection
+    driver: Any = pooled.driver_connection
+    return _Joined(_pipeline(pooled)) if is_postgresql(connection) else Sqlite(driver)
 
 
 # SQLite -----------------------------------------------------------------------------------------
@@ -86,8 +88,7 @@ class Sqlite:
     def fetch(self, statement: Executable, parameters: Mapping[str, Any]) -> list[Row]:
         """See `Driver`."""
         text = _text(statement, self.name)
-        said = {**text.constants, **parameters}
-        return self._connection.execute(text.sql, [said[name] for name in text.order]).fetchall()
+        return self._connection.execute(text.sql, text.values(parameters)).fetchall()
 
     def put(self, table: Table, rows: Sequence[Row], conflict: Conflict = Conflict.ABORTS) -> None:
         """See `Driver`."""
@@ -118,44 +119,75 @@ class Postgresql:
 
     name: Final = POSTGRESQL
 
-    def __init__(self, connection: psycopg.Connection[Row], pipeline: psycopg.Pipeline | None = None) -> None:
-        self._connection = connection
+    def __init__(self, pipeline: Pipeline) -> None:
         self._pipeline = pipeline
         self.committed = False
 
     def fetch(self, statement: Executable, parameters: Mapping[str, Any]) -> list[Row]:
         """See `Driver`."""
-        text = _text(statement, self.name)
-        cursor = self._connection.execute(text.sql, {**text.constants, **parameters}, binary=True)
-        if self._pipeline is not None:
-            # One flight there and back; the server knows then that it waits for us, and how long it may.
-            self._pipeline.sync()
-        return cursor.fetchall()
+        # One flight there and back; the server knows then that it waits for us, and how long it may.
+        self._send(statement, parameters)
+        return self._pipeline.results()
 
     def put(self, table: Table, rows: Sequence[Row], conflict: Conflict = Conflict.ABORTS) -> None:
         """See `Driver`."""
-        text = _text(insert(self.name, table, conflict), self.name)
-        self._connection.execute(text.sql, {"rows": _json(table, rows)})
+        self._send(insert(self.name, table, conflict), {"rows": _json(table, rows)})
+
+    def _send(self, statement: Executable, parameters: Mapping[str, Any]) -> None:
+        text = _text(statement, self.name)
+        self._pipeline.send(text.sql, text.values(parameters))
 
     def commit(self) -> None:
         """See `Transaction`."""
         self.committed = True
 
 
+class _Joined(Postgresql):
+    """Between statements the connection is somebody else's: each travels alone."""
+
+    def fetch(self, statement: Executable, parameters: Mapping[str, Any]) -> list[Row]:
+        """See `Driver`."""
+        with self._begun():
+            return super().fetch(statement, parameters)
+
+    def put(self, table: Table, rows: Sequence[Row], conflict: Conflict = Conflict.ABORTS) -> None:
+        """See `Driver`."""
+        with self._begun():
+            super().put(table, rows, conflict)
+            self._pipeline.results()
+
+    @contextmanager
+    def _begun(self) -> Iterator[None]:
+        """psycopg begins a transaction only with the first statement that it sees."""
+        with self._pipeline.entered():
+            if self._pipeline.idle:
+                self._pipeline.send(BEGIN)
+            yield
+
+
 @contextmanager
-def _postgresql(connection: psycopg.Connection[Row]) -> Iterator[Postgresql]:
+def _postgresql(pipeline: Pipeline) -> Iterator[Postgresql]:
     """BEGIN travels with the first statement and COMMIT with the last ones."""
-    connection.autocommit = True  # The driver's own BEGIN would travel alone.
-    try:
-        with connection.pipeline() as pipeline:
-            connection.execute(b"BEGIN", prepare=False)
-            own = Postgresql(connection, pipeline)
+    with pipeline.entered():
+        try:
+            pipeline.send(BEGIN)
+            own = Postgresql(pipeline)
             yield own
-            connection.execute(b"COMMIT" if own.committed else b"ROLLBACK", prepare=False)
-    finally:
-        if not connection.closed:
-            connection.rollback()
-            connection.autocommit = False
+            if own.committed:
+                pipeline.send("COMMIT")
+                pipeline.results()
+        finally:
+            if not (pipeline.idle or pipeline.broken):
+                pipeline.send("ROLLBACK")
+                pipeline.results()
+
+
+def _pipeline(pooled: PoolProxiedConnection) -> Pipeline:
+    """What has been prepared lives as long as its connection."""
+    if "pipeline" not in pooled.info:
+        pooled.info["pipeline"] = Pipeline(cast_to(psycopg.Connection[Row], pooled.driver_connection))
+    pipeline: Pipeline = pooled.info["pipeline"]
+    return pipeline
 
 
 def _json(table: Table, rows: Sequence[Row]) -> str:
@@ -186,9 +218,14 @@ class _Text(NamedTuple):
     order: Sequence[str]
     constants: Mapping[str, Any]
 
+    def values(self, parameters: Mapping[str, Any]) -> list[Any]:
+        """One for each place in the statement."""
+        said = {**self.constants, **parameters}
+        return [said[name] for name in self.order]
+
 
 _DIALECTS: Final = {
-    POSTGRESQL: postgresql.psycopg.dialect(),  # type: ignore[no-untyped-call]
+    POSTGRESQL: postgresql.psycopg.dialect(paramstyle="numeric_dollar"),  # type: ignore[no-untyped-call]
     SQLITE: sqlite.dialect(),
 }
 _texts: Final[dict[tuple[Executable, str], _Text]] = {}

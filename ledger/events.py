@@ -101,7 +101,7 @@ def digest(event: Event) -> bytes:
 
 def sealed(event: Event) -> Event:
     """The same event with its digest."""
-    return event._replace(digest=digest(event))
+    return Event(*event[:-1], digest(event))
 
 
 def current(event: Event) -> Event:

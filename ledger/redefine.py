@@ -29,7 +29,7 @@ from ledger.intervals import Intervals, contains, cut, intersect, size, subtract
 from ledger.ranges import total_ip_count
 from ledger.resources import SpiderIPPool, SpiderReservedIP
 
-EXTENTS_PER_POOL: Final = 16
+EXTENTS_PER_POOL: Final = 64
 """Agents take addresses from different extents of a hot pool, so that they do not queue for one row."""
 EXTENT_ADDRESSES_MIN: Final = 16
 """A smaller extent is not worth its row."""

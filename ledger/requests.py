@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cached_property
 from typing import Any, TypeAlias
 
 from ledger.addresses import Ip
@@ -38,6 +39,11 @@ class Want:
     clean_gateway: bool = False
     routes: tuple[tuple[str, str], ...] = ()
     candidates: tuple[Candidate, ...] = ()
+
+    @cached_property
+    def key(self) -> str:
+        """The claim's."""
+        return self.claim.key
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,10 @@ from typing import Final
 
 from ledger.addresses import key
 from ledger.dialects import SQLITE, Conflict
-from ledger.driver import Driver, Row
+from ledger.driver import Driver
 from ledger.events import EPOCH_SHIFT, Event
 from ledger.images import Address, Extent
+from ledger.pipeline import Row
 from ledger.tables import address, event, extent, subject
 
 _ID: Final = (1 << EPOCH_SHIFT) - 1

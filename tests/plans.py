@@ -58,17 +58,13 @@ class Watched:
 class WatchedPostgresql(Watched):
     """See the module. The server must have been started with `AUTO_EXPLAIN`."""
 
-    def __init__(self, url: str, **settings: str) -> None:
+    def __init__(self, url: str) -> None:
         super().__init__(url)
         self._plans: list[dict[str, Any]] = []
 
         @event.listens_for(self.engine, "connect")
         def listen(connection: Any, record: Any) -> None:
             connection.add_notice_handler(self._told)
-            with connection.cursor() as cursor:
-                for name, value in settings.items():
-                    cursor.execute("SELECT set_config(%s, %s, false)", (name, value))
-            connection.commit()
 
         with self.engine.connect() as connection:
             query = (
