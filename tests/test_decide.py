@@ -567,7 +567,7 @@ def test_a_batch_reads_as_much_as_it_may_need_and_more_of_a_pool_that_others_hav
     again = advance(pending, judged(images(left=[2]), *(each.attempt.request for each in pending)))
     assert [(each.attempt.places, each.attempt.reach) for each in again] == [((1,), 2), ((1,), 2), ((0,), 1)]
     # Pool 1 is tried with what cools; pool 2 must not be called exhausted before everything has been looked at.
-    assert plan_of(again, {1: 500, 2: 600}).demands == [Demand(1, 1, 500, FOR_EVER, 1), Demand(2, 2, 0, None, 64)]
+    assert plan_of(again, {1: 500, 2: 600}).demands == [Demand(1, 1, 500, FOR_EVER, 1), Demand(2, 2, 0, None, 2)]
 
 
 def test_a_long_list_of_exhausted_pools_is_passed_in_few_rounds() -> None:
