@@ -352,7 +352,7 @@ class Past:
         who = self._holder(ip)
         fresh = sorted(each for unused in self.unused.values() for each in unused if family(each) == family(ip))
         if act == "rebind":
-            self.rebind(ip, who)
+            self.rebind(ip, who._replace(labels=(("round", "rebound"),)))
         elif act == "unbind":
             self.unbind(ip)
         elif act == "move" and fresh:

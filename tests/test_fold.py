@@ -14,11 +14,12 @@ from ledger.addresses import parse
 from ledger.canonical import canonical
 from ledger.claims import Subject, salted
 from ledger.events import EPOCH_SHIFT, Event, EventType, sealed
-from ledger.fold import INVERSION_US, WAITING_MAX, Fault, Fold, Holding, told
+from ledger.fold import INVERSION_US, WAITING_MAX, Fault, Fold, Holding, Occupancy, told
+from ledger.ranges import TOTAL_MAX
 from tests.ledgers import Past, changed_cell, inverted, small
 
 WEB_1, WEB_2, WEB_3 = (Subject("here", "default", f"web-{number}", f"uid-{number}") for number in (1, 2, 3))
-A, B, C, D, E = (parse(f"10.0.1.{number}") for number in (1, 2, 3, 4, 5))
+A, B, C, D, E, F = (parse(f"10.0.1.{number}") for number in range(1, 7))
 NULLABLE = ("ip", "family", "step", "holding", "pool", "definition", "claim", "node_time", "interface", "subject",
             "container", "network", "netns", "node", "stamp")  # fmt: skip
 
@@ -196,8 +197,9 @@ def test_what_a_restore_says_of_itself_must_be_true() -> None:
     assert [fault.text for fault in found] == ["it restores a ledger that is not fenced"]
     other = sealed(restored._replace(data=canonical(told | {"epoch": 3})))
     assert faults_with(*before, fenced, other) == [Fault(place, "it opens epoch 3 after 1")]
-    low = sealed(restored._replace(definition=1))
-    assert faults_with(*before, fenced, low) == [Fault(place, "definition 1 follows 2")]
+    for version in (1, 2):
+        low = sealed(restored._replace(definition=version))
+        assert faults_with(*before, fenced, low) == [Fault(place, f"definition {version} follows 2")]
     none = sealed(restored._replace(definition=None))
     assert faults_with(*before, fenced, none) == [Fault(place, "it cannot be read: it lacks definition")]
     again = sealed(restored._replace(tx=1 << EPOCH_SHIFT | 100, data=canonical(told | {"epoch": 1})))
@@ -221,11 +223,16 @@ RULES: dict[str, tuple[Break, int, str]] = {
     "no step": (lambda j: edit(j, REBOUND, step=None), REBOUND, "it lacks step"),
     "no pool": (lambda j: edit(j, REBOUND, pool=None), REBOUND, "it lacks pool"),
     "no claim": (lambda j: edit(j, ALLOCATED, claim=None), ALLOCATED, "it lacks claim"),
+    "no holding": (lambda j: edit(j, ALLOCATED, holding=None), ALLOCATED, "it lacks holding"),
+    "no definition": (lambda j: edit(j, ALLOCATED, definition=None), ALLOCATED, "it lacks definition"),
+    "a name that is none": (lambda j: details(j, DEFINED, name=3), DEFINED, "it lacks data.name"),
     "no result": (lambda j: details(j, ALLOCATED, result=None), ALLOCATED, "it lacks data.result"),
     "a readiness in words": (lambda j: details(j, RELEASED, ready="soon"), RELEASED, "it lacks data.ready"),
     "no total": (lambda j: details(j, DEFINED, total=None), DEFINED, "it lacks data.total"),
     "another family": (lambda j: edit(j, REBOUND, family=6), REBOUND, "10.0.1.1 is not of family 6"),
     "a step without an address": (lambda j: edit(j, OPENED, step=1), OPENED, "ledger.opened has no step"),
+    "an address of the ledger": (lambda j: edit(j, OPENED, ip=A), OPENED, "ledger.opened has no ip"),
+    "a holding of the ledger": (lambda j: edit(j, OPENED, holding=1), OPENED, "ledger.opened has no holding"),
     "a document of no pool": (lambda j: document(j, None), DEFINED, "its document cannot be read"),
     "a range that is reversed": (lambda j: document(j, ["10.0.1.9-10.0.1.1"]), DEFINED, "its document cannot be read"),
     "an unknown state": (lambda j: details(j, DEFINED, state="ajar"), DEFINED, "its document cannot be read"),
@@ -256,6 +263,8 @@ RULES: dict[str, tuple[Break, int, str]] = {
         lambda j: edit(j, RELEASED, claim=b"\1"), RELEASED, "10.0.1.1 is released by claim 01, but"),
     "a holding that is not the open one": (
         lambda j: edit(j, RELEASED, holding=2), RELEASED, "10.0.1.1 is in holding 1, but the event says 2"),
+    "a holding that is not named": (
+        lambda j: edit(j, REBOUND, holding=None), REBOUND, "10.0.1.1 is in holding 1, but the event says None"),
     "a holding that is not its first step": (
         lambda j: edit(j, ALLOCATED, holding=9), ALLOCATED, "10.0.1.1 is in holding 1, but the event says 9"),
     "a claim that holds two addresses": (
@@ -340,6 +349,60 @@ def test_a_reservation_that_does_not_say_what_is_left_of_which_pool_cannot_be_re
     assert lacks in faults_of(details(journal, place, available=available))
 
 
+def test_a_reservation_that_says_no_version_or_no_ranges_cannot_be_read() -> None:
+    journal = events_of_a_small_past()
+    place = next(place for place, event in enumerate(journal) if event.type == EventType.RESERVATION_DEFINED)
+    lacks = Fault(at(journal[place]), "it cannot be read: it lacks definition")
+    assert lacks in faults_of(edit(journal, place, definition=None))
+    said = journal[place].details["document"]
+    reversed_ = {**said, "spec": {**said["spec"], "ips": ["10.0.1.9-10.0.1.1"]}}
+    unread = Fault(at(journal[place]), "its document cannot be read")
+    assert unread in faults_of(details(journal, place, document=reversed_))
+
+
+def test_more_addresses_than_a_column_holds_are_counted_as_so_many() -> None:
+    fold, faults = folded(details(short().events(), DEFINED, total=1 << 70, available=1 << 69)[: DEFINED + 1])
+    assert faults == []
+    assert fold.state.occupancy[1] == Occupancy(1, definition=1, total=TOTAL_MAX)
+
+
+def test_a_definition_that_is_made_again_does_not_bring_the_version_back() -> None:
+    events = short().events()
+    fold, faults = folded(add(events, events[DEFINED]))
+    assert [fault.text for fault in faults] == ["definition 1 follows 2"]
+    assert fold.state.ledger.definition == 2
+
+
+def test_an_allocation_is_judged_by_the_definition_that_it_cites() -> None:
+    past = short()
+    past.redefine_pool(1, excluded={C, E})
+    events = past.events()
+    for version, available in ((2, True), (3, False)):
+        found = faults_of(add(events, events[ALLOCATED], ip=E, definition=version, claim=b"x"))
+        text = f"10.0.1.5 was not available in pool 1 at definition {version}"
+        assert [fault.text for fault in found] == ([] if available else [text])
+
+
+def test_an_address_that_is_allocated_while_it_is_held_ends_the_holding_before_as_it_was() -> None:
+    events = short().events()
+    before = folded(events)[0].state.holdings[B]
+    fold, faults = folded(add(events, events[ALLOCATED_B], step=2, holding=2))
+    assert [fault.text for fault in faults] == ["10.0.1.2 is allocated while it is held"]
+    assert before in fold.ended
+    assert fold.state.holdings[B].step == 2
+
+
+def test_what_names_another_holding_tells_nothing_of_the_open_one() -> None:
+    events = short().events()[: RELEASED + 1]
+    before = folded(events[:RELEASED])[0].state.holdings[A]
+    assert folded(edit(events, RELEASED, holding=2))[0].state.holdings[A] == before
+
+
+def test_an_id_may_come_again_in_another_transaction() -> None:
+    events = short().events()
+    assert faults_of(edit(events, ALLOCATED_B, id=events[ALLOCATED].id)) == []
+
+
 def test_a_step_that_comes_again_changes_nothing() -> None:
     events = short().events()
     for ordered in (True, False):
@@ -361,6 +424,9 @@ def test_the_ledger_is_in_doubt_until_it_is_trusted() -> None:
     past.commit()
     assert_same(folded(past.events())[0], past)
     assert folded(past.events())[0].state.ledger.doubted == "second"
+    past.trust("second")
+    assert_same(folded(past.events())[0], past)
+    assert folded(past.events())[0].state.ledger.doubted is None
 
 
 # Order ------------------------------------------------------------------------------------------
@@ -489,6 +555,26 @@ def test_a_claims_first_address_may_be_released_behind_its_second_only_by_transa
     assert [fault.where for fault in found] == [at(second[-1])] * faults
 
 
+def test_a_claim_that_holds_more_than_two_is_found_at_each_and_once() -> None:
+    events = short().events()
+    claim = events[ALLOCATED_B].claim
+    for ip in (E, F):
+        events = add(events, events[ALLOCATED], ip=ip, claim=claim)
+    fold, faults = folded(events, ordered=False)
+    holds = f"is allocated to claim {(claim or b'').hex()}, which holds"
+    assert [fault.text for fault in faults] == [f"10.0.1.5 {holds} 10.0.1.2", f"10.0.1.6 {holds} 10.0.1.5"]
+    assert fold.settle() == []
+
+
+def test_a_claim_whose_first_address_was_released_behind_its_second_may_give_that_back_and_get_another() -> None:
+    events = short().events()
+    claim = events[ALLOCATED_B].claim
+    events = add(events, events[ALLOCATED], ip=E, claim=claim)
+    for ip in (B, E):
+        events = add(events, events[RELEASED], ip=ip, step=2, holding=1, claim=claim)
+    assert faults_of(add(events, events[ALLOCATED], ip=F, claim=claim), ordered=False) == []
+
+
 def test_a_claim_may_move_within_one_transaction_in_either_order() -> None:
     events = short().events()
     second = add(events, events[ALLOCATED], ip=E, claim=events[ALLOCATED_B].claim)
@@ -512,3 +598,13 @@ def test_on_postgresql_positions_may_come_in_any_order_with_gaps_but_never_twice
     moved[50] = moved[50]._replace(position=positions[3])
     twice = Fault(at(moved[50]), f"its position {positions[3]} stands twice")
     assert twice in faults_of(moved, ordered=False)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_positions_are_remembered_as_runs_however_they_come(seed: int) -> None:
+    events = events_of_a_small_past()[:40]
+    order = Random(seed).sample(range(1, len(events) + 1), len(events))
+    fold = Fold(ordered=False)
+    for event, position in zip(events, order, strict=True):
+        fold.apply(event._replace(position=position))
+    assert fold._positions._runs == [(1, len(events))]
