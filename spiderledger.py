@@ -99,8 +99,8 @@ def agent(
         float | None, typer.Option(help="Seconds in which a restarted PostgreSQL server is doubted (15).", min=0)
     ] = None,
     gc_min_age: Annotated[
-        float, typer.Option(help="Seconds for which a new binding is safe from a GC that does not list it.", min=0)
-    ] = 60.0,
+        float | None, typer.Option(help="Seconds in which a new binding is safe from a GC that lacks it (60).", min=0)
+    ] = None,
     log_level: Annotated[
         str, typer.Option(envvar="SPIDERPOOL_LOG_LEVEL", help="debug, info, warning or error.")
     ] = "info",
@@ -110,6 +110,7 @@ def agent(
     from cni.agent import Agent
     from cni.cluster import NoCluster
     from cni.facts import Settings
+    from cni.planning import GC_AGE_SECONDS_MIN
     from cni.spool import Spool
 
     _log(log_level)
@@ -129,7 +130,7 @@ def agent(
             Settings(cluster_name, multus_cluster_network=multus_network, own_namespace=namespace),
             node=node or socket.gethostname(),
             many_nodes=folder is not None and not node,
-            gc_age_seconds=gc_min_age,
+            gc_age_seconds=GC_AGE_SECONDS_MIN if gc_min_age is None else gc_min_age,
         )
         _listen(parts, served, socket_path)
         _collect_rarely()

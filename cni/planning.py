@@ -21,7 +21,7 @@ from ledger.requests import Acquire, Grant, Refusal, Refuse, Release
 ADD_AGE_SECONDS_MAX = 120
 """An older ADD has nobody waiting for its answer: kubelet and containerd give up before, and ask again."""
 GC_AGE_SECONDS_MIN = 60.0
-"""The default: a younger binding may belong to an ADD that the runtime's list does not know yet."""
+"""Unless an operator says otherwise: a younger binding may belong to an ADD that the runtime's list does not know."""
 NODES_OWN = "v1/Node/"
 """How the owner of a static pod begins: the API server says so of every mirror pod."""
 NOT_ITS_OWN = "?"

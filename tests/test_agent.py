@@ -40,6 +40,12 @@ metadata: {{name: {name}, annotations: {{ipam.spiderledger.io/cooling: 0s}}}}
 spec: {{subnet: {subnet}, ips: [{ips}], gateway: {gateway}, default: true}}
 """
 P = POOL.format(name="p", subnet="10.9.0.0/24", ips="10.9.0.10-10.9.0.19", gateway="10.9.0.1")
+RESERVED = """
+apiVersion: spiderpool.spidernet.io/v2beta1
+kind: SpiderReservedIP
+metadata: {{name: r}}
+spec: {{ips: [{ips}]}}
+"""
 SPOOL_PAUSE = 0.05
 PATIENCE_SECONDS = 30
 """How long a test waits for what must come; nothing is measured by it."""
@@ -149,7 +155,9 @@ def test_each_version_gets_its_shape_and_each_verb_its_answer(agents: Agents, cl
     (6, {}, b"[1, 2"),
     (11, {"CNI_ARGS": "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=nobody;K8S_POD_UID=u"}, {}),
     (105, {"CNI_ARGS": "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=web-0;K8S_POD_UID=other"}, {}),
+    (102, {}, {"runtimeConfig": {"ips": ["10.9.0.15/24"]}}),
     (103, {}, {"runtimeConfig": {"ips": ["10.99.0.1/24"]}}),
+    (104, {}, {"ipam": {"type": "spiderpool", "default_ipv4_ippool": ["p", "p"]}}),
     (101, {}, {"ipam": {"type": "spiderpool", "default_ipv4_ippool": ["full"]}}),
     (100, {}, {"ipam": {"type": "spiderpool", "default_ipv4_ippool": ["elsewhere"]}}),
 ])  # fmt: skip
@@ -160,6 +168,7 @@ def test_each_error_has_its_code_and_says_what_to_do(
     write(cluster, "full.yaml", POOL.format(name="full", subnet="10.8.0.0/24", ips="", gateway="10.8.0.1"))
     other = POOL.format(name="elsewhere", subnet="10.7.0.0/24", ips="10.7.0.5", gateway="10.7.0.1")
     write(cluster, "elsewhere.yaml", other.replace("spec: {", "spec: {nodeName: [node-9], "))
+    write(cluster, "reserved.yaml", RESERVED.format(ips="10.9.0.15"))
     agent = agents()
     document = configuration if isinstance(configuration, bytes) else {**CONFIGURATION, **configuration}
     answer = agent.call("ADD", {**A.environment, **environment}, document)
@@ -247,6 +256,28 @@ def test_a_live_pods_del_keeps_its_address_and_a_deleted_pods_frees_it(
     assert list(held(database).values()) == ["b1"]
     assert agent.delete(A_AGAIN).code == 0, "repeated"
     assert agent.delete(Sandbox("never", pod="web-0", uid="uid-0")).code == 0, "unknown"
+
+
+def test_check_says_after_each_act_whether_the_container_has_what_its_add_was_told(
+    agents: Agents, cluster: Path, database: Database
+) -> None:
+    write(cluster, "pods.yaml", pod("web-0", "uid-0"))
+    agent = agents()
+    added = agent.add(A)
+    assert agent.check(A, added).code == 0
+    assert agent.add(A).out == added.out
+    assert agent.check(A, added).code == 0, "added again"
+    without_netns = {name: value for name, value in A.environment.items() if name != "CNI_NETNS"}
+    assert agent.call("DEL", without_netns).code == 0
+    assert list(held(database).values()) == [None]
+    assert agent.check(A, added).code == 107, "its pod lives and keeps the address; the container has it no more"
+    assert agent.add(A_AGAIN).out == added.out
+    assert (agent.check(A_AGAIN, added).code, agent.check(A, added).code) == (0, 107)
+    write(cluster, "pods.yaml", pod("web-1", "uid-1"))
+    assert agent.delete(A_AGAIN).code == 0
+    assert agent.check(A_AGAIN, added).code == 11, "there is no such pod"
+    write(cluster, "pods.yaml", pod("web-0", "uid-0"))
+    assert agent.check(A_AGAIN, added).code == 107
 
 
 def test_a_late_del_frees_what_its_ended_pod_kept_though_its_name_is_anothers_now(
@@ -350,15 +381,21 @@ def test_a_pool_that_is_no_longer_named_is_left_and_the_pod_moves(
 # Order on the node --------------------------------------------------------------------------------
 
 
-def raw(agent: RunningAgent, sandbox: Sandbox, command: str, start: int) -> tuple[int, dict[str, Any]]:
+def raw(
+    agent: RunningAgent, sandbox: Sandbox, command: str, start: int, **configuration: Any
+) -> tuple[int, dict[str, Any]]:
     """The plugin's request with a start stamp of our own."""
-    variables = {"CNI_COMMAND": command, **sandbox.environment, "SPIDERLEDGER_START": str(start)}
-    body = b"".join(f"{name}={value}".encode() + b"\0" for name, value in variables.items()) + b"\0"
-    body += json.dumps(CONFIGURATION).encode()
     with connected(agent) as client:
-        client.sendall(b"POST /v1/cni HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        client.sendall(requested(sandbox, command, start, **configuration))
         head, _, answer = received(client).partition(b"\r\n\r\n")
     return int(head.split()[1]), json.loads(answer or b"{}")
+
+
+def requested(sandbox: Sandbox, command: str, start: int, **configuration: Any) -> bytes:
+    variables = {"CNI_COMMAND": command, **sandbox.environment, "SPIDERLEDGER_START": str(start)}
+    body = b"".join(f"{name}={value}".encode() + b"\0" for name, value in variables.items()) + b"\0"
+    body += json.dumps({**CONFIGURATION, **configuration}).encode()
+    return b"POST /v1/cni HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % len(body) + body
 
 
 def connected(agent: RunningAgent) -> socket.socket:

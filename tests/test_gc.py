@@ -11,15 +11,18 @@ import pytest
 
 from cni.call import Attachment, CniCall, Command
 from cni.facts import PodFacts
-from cni.planning import NANOSECONDS, NODES_OWN, collect, collected
+from cni.planning import GC_AGE_SECONDS_MIN, NANOSECONDS, NODES_OWN, collect, collected
+from ledger import dialects
 from ledger.addresses import Ip
 from ledger.claims import CONTAINER, POD, Claim, Subject
 from ledger.images import UNBOUND, Address
+from ledger.requests import Done
 from ledger.store import Ledger, Settings
-from tests.acts import NODE, Pod, a_pool, define, given
+from ledger.tables import address
+from tests.acts import NODE, Pod, a_pool, define, given, one
 from tests.agents import Sandbox
 from tests.conftest import Database
-from tests.test_agent import A, Agents, agents, cluster, held, pod, until, write
+from tests.test_agent import A, Agents, agents, cluster, held, pod, raw, until, write
 
 __all__ = ["agents", "cluster"]
 
@@ -51,6 +54,16 @@ def test_how_old_a_binding_is_the_databases_clock_says_whatever_the_nodes_does(d
     given(ledger, replace(Pod(), stamp=time.time_ns() + ahead * NANOSECONDS))
     assert ledger.bound_on(NODE, "net", 1_800) == []
     assert [row.container for row in ledger.bound_on(NODE, "net", 0)] == ["c1"]
+
+
+def test_a_fixed_claim_is_unbound_and_what_is_unbound_gc_never_sees(database: Database) -> None:
+    ledger = Ledger(database.engine(), Settings(doubt_seconds=0))
+    define(ledger, a_pool("a", "10.1.0.1"))
+    given(ledger, Pod(uid=""))
+    [row] = ledger.bound_on(NODE, "net", 0)
+    assert one(ledger, collected(call(), row, None, subject())) == Done(unbound=1)
+    assert ledger.bound_on(NODE, "net", 0) == []
+    assert ledger.held(row.ip) is not None
 
 
 def subject(owner: str = "") -> Subject:
@@ -127,3 +140,30 @@ def test_gc_frees_nobody_who_may_stand_in_a_file_that_cannot_be_read(
     (cluster / "other.yaml").unlink()
     until(lambda: agent.collect().code == 0)
     assert held(database) == {}
+
+
+def test_gc_leaves_alone_what_was_added_since_it_began(agents: Agents, database: Database) -> None:
+    agent, box = agents("--node", "node-1", "--gc-min-age", "0"), Sandbox("c1")
+    before = time.time_ns()
+    assert agent.add(box).code == 0
+    assert raw(agent, box, "GC", before, cniVersion="1.1.0")[0] == 200
+    assert list(held(database).values()) == ["c1"]
+    assert raw(agent, box, "GC", time.time_ns(), cniVersion="1.1.0")[0] == 200
+    assert held(database) == {}
+
+
+def test_without_another_word_a_binding_is_young_for_a_minute(agents: Agents, database: Database) -> None:
+    agent = agents("--node", "node-1")
+    assert agent.add(Sandbox("c1")).code == 0
+    for age, holders in ((GC_AGE_SECONDS_MIN / 2, ["c1"]), (GC_AGE_SECONDS_MIN, [])):
+        bound_since(database, age)
+        assert agent.collect().code == 0
+        assert list(held(database).values()) == holders
+    assert GC_AGE_SECONDS_MIN == 60
+
+
+def bound_since(database: Database, seconds: float) -> None:
+    """As if every container had spoken for its address for so long."""
+    bound_at = dialects.clock() - int(seconds * 1_000_000)
+    with database.engine().begin() as connection:
+        connection.execute(address.update().where(address.c.held).values(bound_at=bound_at, step=address.c.step + 1))
