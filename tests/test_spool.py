@@ -3,6 +3,7 @@ is kept. Real agents, the real plugin, real databases."""
 
 from __future__ import annotations
 
+import os
 import random
 import resource
 import signal
@@ -15,7 +16,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select, text
 
-from cni.spool import Spool
+from cni.spool import FILES_MAX, HALF_WRITTEN_SECONDS_MAX, Spool
 from ledger.database import open_engine
 from ledger.schema import migrate
 from ledger.tables import event
@@ -190,6 +191,76 @@ def test_a_del_that_the_disk_does_not_take_leaves_nothing_half_written(tmp_path:
     assert list((tmp_path / "spool").iterdir()) == []
     spool.keep("c1", "eth0", b"a request")
     assert [waiting.body for waiting in spool.waiting(9)] == [b"a request"]
+
+
+def test_what_waits_is_taken_oldest_first_and_by_the_whole_name_of_its_container(tmp_path: Path) -> None:
+    spool = Spool(tmp_path)
+    names = [("c10", "eth0"), ("c2", "eth0"), ("c1", "net1"), ("c1", "eth0")]
+    for age, (container, interface) in enumerate(names):
+        spool.keep(container, interface, f"{container} {interface}".encode())
+        os.utime(tmp_path / f"{container}:{interface}", ns=(0, 1_000 - age))
+    bodies = [f"{container} {interface}".encode() for container, interface in reversed(names)]
+    assert [each.body for each in spool.waiting(9)] == bodies
+    assert [each.body for each in spool.waiting(3)] == bodies[:3]
+    (tmp_path / "c10:eth0").rename(tmp_path / "c10:eth0.unreadable")
+    (tmp_path / "c2:eth0").rename(tmp_path / ".tmp-1")
+    assert [each.body for each in spool.waiting(9)] == bodies[:2]
+    assert [spool.has(container) for container in ("c1", "c", "c10", "c2")] == [True, False, False, False]
+
+
+def test_the_first_del_of_a_container_stays_and_says_when_it_ended(tmp_path: Path) -> None:
+    spool = Spool(tmp_path)
+    for body in (b"first", b"second"):
+        spool.keep("c1", "eth0", body)
+    assert [each.body for each in spool.waiting(9)] == [b"first"]
+    spool.applied(spool.waiting(1)[0])
+    spool.keep("c1", "eth0", b"third")
+    assert [each.body for each in spool.waiting(9)] == [b"third"]
+
+
+def test_what_a_crash_left_half_written_goes_with_the_next_start_but_not_what_is_being_written(tmp_path: Path) -> None:
+    for name, age in ((".tmp-old", HALF_WRITTEN_SECONDS_MAX + 60), (".tmp-new", 0), ("c1:eth0", 9_999)):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (time.time() - age, time.time() - age))
+    Spool(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".tmp-new", "c1:eth0"]
+
+
+def test_a_del_that_can_neither_be_applied_nor_written_down_is_error_5(
+    agents: Agents, cluster: Path, database: Database
+) -> None:
+    write(cluster, "pods.yaml", pod("web-0", "uid-0"))
+    agent = agents()
+    agent.add(A)
+    (cluster / "pods.yaml").unlink()
+    (cluster / "other.yaml").symlink_to("nowhere")
+    others = [agent.spool / f".tmp-{number}" for number in range(FILES_MAX)]
+    for path in others:
+        path.touch()
+    answer = agent.delete(A)
+    assert answer.code == 5
+    assert "neither be applied (part of the cluster cannot be read" in answer.document["msg"]
+    assert f"nor spooled ({agent.spool} holds {FILES_MAX} DELs already)" in answer.document["msg"]
+    others[0].unlink()
+    assert agent.delete(A).code == 0
+    assert "a1:eth0" in agent.spooled
+    assert list(held(database).values()) == ["a1"]
+    (cluster / "other.yaml").unlink()
+    until(lambda: held(database) == {})
+
+
+def test_a_file_that_is_no_request_is_set_aside_and_stops_no_other(agents: Agents, database: Database) -> None:
+    agent = agents("--node", "node-1")
+    agent.add(Sandbox("c1"))
+    agent.stop()
+    for name, content in (("c0:eth0", b""), ("c2:eth0", b"\0" * 99)):
+        (agent.spool / name).write_bytes(content)
+        os.utime(agent.spool / name, (0, 0))
+    assert agent.delete(Sandbox("c1")).code == 0
+    agent.start()
+    until(lambda: held(database) == {})
+    assert agent.spooled == ["c0:eth0.unreadable", "c2:eth0.unreadable"]
+    assert "c2:eth0 is no DEL and was set aside" in agent.log
 
 
 def test_an_add_that_was_in_flight_when_its_agent_died_is_waited_for_by_the_next(
