@@ -595,6 +595,46 @@ def hold(somebody: Connection, site: Site, change: Change, point: str) -> None:
 
 
 @pytest.mark.usefixtures("unhurried")
+@pytest.mark.parametrize("point", ["after its read", "before its commit"])
+@pytest.mark.parametrize("act", ["a del", "a del of a pod that lives", "another container", "a fresh address"])
+def test_a_pool_that_is_retired_and_made_anew_while_acts_are_in_flight_goes_on_with_their_steps(
+    postgresql: Database, engine: Engine, act: str, point: str
+) -> None:
+    ledger, behind = agent(postgresql), agent(postgresql)
+    site = Site(0).build(ledger)
+    behind.refresh()
+    definition = ledger.definition()
+    late = site.add(definition, Pod("late", "ul", "cl"), 2)
+    batch = HeldBatch(engine, definition, ACTS[act](site, definition)).read()
+    if point == "before its commit":
+        batch.write()
+    task = Task(lambda: made_anew(ledger, site))
+    until(lambda: waits(engine, 1, task), "the retirement waits, or need not wait")
+    if point == "after its read":
+        batch.write()
+    batch.commit()
+    if task.result() == "still held":
+        for claim in (site.holder, replace(site.holder, container="again", stamp=20), Pod("new-0")):
+            one(ledger, delete(claim))
+        assert made_anew(ledger, site) == "made"
+    before = {ip: row(engine, site.ip(ip)).step for ip in (1, 2)}
+    assert isinstance(one(behind, late), Reselect)
+    for ip in (1, 2):
+        assert given(ledger, Pod(f"next-{ip}", f"un-{ip}", f"cn-{ip}"), site.name) == site.ip(ip)
+    pool = ledger.definition().by_name[site.name].id
+    assert pool != definition.by_name[site.name].id
+    after = {ip: row(engine, site.ip(ip)) for ip in before}
+    assert {ip: (each.pool, each.step) for ip, each in after.items()} == {ip: (pool, before[ip] + 1) for ip in before}
+    check(engine)
+
+
+def made_anew(ledger: Ledger, site: Site) -> str:
+    """The same ranges and name, and another object."""
+    retired = changed(ledger, RetirePool(f"uid-{site.name}"))
+    return retired if retired != "made" else changed(ledger, DefinePool(a_pool(site.name, site.ips(1, 9), uid="anew")))
+
+
+@pytest.mark.usefixtures("unhurried")
 def test_a_reservation_that_meets_an_add_of_its_address_withholds_it_after_the_holder(
     postgresql: Database, engine: Engine
 ) -> None:
