@@ -24,7 +24,7 @@ from ledger.verify import verify
 from tests.agents import RunningAgent, Sandbox
 from tests.conftest import Database
 from tests.postgresql import Server
-from tests.test_agent import A_AGAIN, A, Agents, P, agents, cluster, count, held, pod, until, write
+from tests.test_agent import A_AGAIN, A, Agents, P, agents, cluster, count, held, pod, raw, until, write
 
 __all__ = ["agents", "cluster"]
 
@@ -71,6 +71,20 @@ def test_a_container_that_stopped_and_started_under_one_id_keeps_what_its_new_li
     until(lambda: agent.spooled == [])
     assert list(held(database).values()) == ["c1"]
     assert (count(database, "address.allocated"), count(database, "address.released")) == (2, 1)
+
+
+def test_an_add_that_is_older_than_a_spooled_del_of_its_container_is_not_served(
+    agents: Agents, database: Database
+) -> None:
+    agent, box = agents("--node", "node-1"), Sandbox("c1")
+    before = time.time_ns()
+    missed_the_agent = {**box.environment, "SPIDERLEDGER_SOCKET": str(agent.state / "nobody")}
+    assert agent.call("DEL", missed_the_agent).code == 0
+    until(lambda: agent.spooled == [])
+    refused = raw(agent, box, "ADD", before)[1]
+    assert (refused["code"], "has been deleted since" in refused["msg"]) == (11, True)
+    assert raw(agent, box, "ADD", time.time_ns())[0] == 200
+    assert list(held(database).values()) == ["c1"]
 
 
 @pytest.fixture

@@ -436,6 +436,22 @@ def test_an_event_of_an_address_that_is_left_out_is_missed_by_the_next(kept: Kep
     assert Fault(at(following), f"{stands} without step {gone.step} before it") in without(kept, gone).faults
 
 
+def test_an_event_that_is_left_out_is_missed_though_the_row_says_that_nothing_followed_it(kept: Kept) -> None:
+    before, gone, following = next(steps for steps in triples(kept.events) if steps[1].type == EventType.UNBOUND)
+    with tampering(kept, tables.address) as connection:
+        row = connection.execute(select(tables.address).where(tables.address.c.ip == gone.ip)).one()
+        change(connection, tables.address, row, step=before.step)
+        assert at(following) in wheres(without(kept, gone))
+
+
+def triples(events: list[Event]) -> Iterator[tuple[Event, Event, Event]]:
+    """The last three events of each address that has so many."""
+    for ip in dict.fromkeys(event.ip for event in events if event.ip is not None):
+        steps = [event for event in events if event.ip == ip]
+        if len(steps) >= 3:
+            yield steps[-3], steps[-2], steps[-1]
+
+
 def test_the_last_event_of_an_address_that_is_left_out_is_missed_by_its_row(kept: Kept) -> None:
     gone = steps_of(kept.events)[-1]
     step = Fault(f"address {ip_text(Ip(gone.ip or 0))} step", f"expected {(gone.step or 0) - 1}, found {gone.step}")
