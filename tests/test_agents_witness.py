@@ -8,8 +8,15 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import create_engine, make_url, text
+from sqlalchemy import event as hook
 
+from cni.agent import Agent
+from cni.cluster import NoCluster
+from cni.facts import Settings
+from cni.spool import Spool
 from ledger.database import database_url
+from ledger.store import Ledger
+from tests.acts import a_pool, copy_of, define, file_of, put_in_place
 from tests.agents import Sandbox
 from tests.conftest import Database
 from tests.postgresql import Server
@@ -64,3 +71,30 @@ def test_an_agent_that_starts_on_an_older_database_hands_nothing_out(
         assert "run `spiderledger restore`" in refused.document["msg"]
     assert list(held(database).values()) == ["c1"]
     assert count(database, "ledger.fenced") == 1
+
+
+def test_an_agent_that_nobody_calls_looks_now_and_then_and_tells_once_what_it_found(
+    sqlite: Database, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine, file = sqlite.engine(), file_of(sqlite)
+    ledger = Ledger(engine)
+    define(ledger, a_pool("a", "10.1.0.1"))
+    spool = Spool(tmp_path / "spool")
+    agent = Agent(ledger, NoCluster(), spool, Settings("here"), node="n", many_nodes=False, gc_age_seconds=60)
+    asked: list[str] = []
+    hook.listen(engine, "checkout", lambda *_: asked.append("again"))
+    agent._look()
+    before = len(asked)
+    agent._look()
+    assert len(asked) == before > 0
+    copy = copy_of(file, tmp_path / "copy.db")
+    file.unlink()
+    agent._next_look = 0.0  # Its time has come.
+    for _ in range(3):  # And now it looks whenever it can.
+        agent._look()
+    put_in_place(copy, file)
+    agent._look()
+    agent._look()
+    assert [record.message.partition(":")[0] for record in caplog.records] == [
+        "the ledger's database does not answer", "the ledger may be acted on again",
+    ]  # fmt: skip

@@ -379,6 +379,31 @@ def test_a_projection_that_is_being_rebuilt_is_not_judged(kept: Kept, table: Tab
     assert (found.faults, found.unjudged) == ((), (Fault(table.name, verify.REBUILT),))
 
 
+def test_a_projection_whose_rebuild_begins_meanwhile_is_not_judged(database: Database) -> None:
+    writer, reader = database.engine(), database.engine(writes=False)
+    store(writer, small(salt_of(writer), acts=40))
+
+    def rebuild() -> None:
+        with by_hand(database) as connection:
+            connection.execute(tables.holding.delete())
+            mine = tables.checkpoint.c.projection == "holding"
+            connection.execute(tables.checkpoint.update().where(mine).values(tx=-1, position=-1))
+
+    with when_read(reader, "subject", rebuild):
+        found = verify.verify(reader)
+    assert (found.faults, found.unjudged) == ((), (Fault("holding", verify.REBUILT),))
+
+
+@pytest.mark.parametrize("table", [tables.occupancy, tables.holding], ids=str)
+def test_a_projection_that_begins_anew_is_judged_at_its_beginning(kept: Kept, table: Table) -> None:
+    with tampering(kept, table) as connection, tampering(kept, tables.checkpoint):
+        connection.execute(table.delete())
+        mine = tables.checkpoint.c.projection == table.name
+        connection.execute(tables.checkpoint.update().where(mine).values(tx=0, position=0))
+        found = kept.verified()
+    assert (found.faults, found.unjudged) == ((), ())
+
+
 # The journal, changed by hand -------------------------------------------------------------------
 
 
