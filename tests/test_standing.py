@@ -12,12 +12,15 @@ from sqlalchemy import Engine, create_engine, select, text
 
 from ledger.database import database_url, file_identity, open_engine
 from ledger.dialects import incarnation
+from ledger.driver import transaction
 from ledger.events import EPOCH_SHIFT
 from ledger.images import Head
+from ledger.reading import read_head
 from ledger.requests import Refusal
 from ledger.schema import migrate
 from ledger.standing import Standing, standing
 from ledger.store import Ledger, LedgerAwayError, Settings
+from ledger.transitions import doubt, trust
 from ledger.witness import Witness, WitnessFile
 from tests.acts import (
     Pod,
@@ -409,6 +412,20 @@ def test_a_database_that_knows_another_event_under_the_witness_number_has_lost_i
     assert last is not None
     path.write_text(f'{{"tx": {last.tx}, "id": {last.id + 1}}}')
     assert reason(one(Ledger(engine, Settings(witness=path)), delete(Pod()))) == "ledger-fenced"
+
+
+def test_of_those_who_saw_the_same_only_the_first_records_what_follows(database: Database) -> None:
+    """Or the doubt would last until the last of thousands has looked."""
+    engine = database.engine()
+    Ledger(engine, Settings(doubt_seconds=0)).act([delete(Pod())])
+    with transaction(engine) as own:
+        head = read_head(own, None)
+    for until_ in (5, 9):
+        doubt(engine, head, until_)
+    trust(engine, head)
+    assert types(engine) == ["ledger.opened", "ledger.doubted"]
+    with engine.connect() as connection:
+        assert connection.execute(text("SELECT doubt_until FROM ledger")).scalar_one() == 5
 
 
 def test_a_loss_is_recorded_even_when_another_agent_records_its_doubt_at_the_same_moment(

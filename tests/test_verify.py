@@ -636,3 +636,25 @@ def test_another_salt_is_named_once_and_not_once_for_each_hash(kept: Kept) -> No
     with tampering(kept, tables.ledger) as connection:
         connection.execute(tables.ledger.update().values(salt=b"another"))
         assert wheres(kept.verified()) == {"ledger 1 salt"}
+
+
+def test_of_subjects_that_say_something_else_each_is_named_and_not_the_salt(kept: Kept) -> None:
+    with tampering(kept, tables.subject) as connection:
+        changed = rows_with(connection, tables.subject, "document")[:2]
+        for row in changed:
+            change(connection, tables.subject, row, document=f"{row.document}x")
+        assert wheres(kept.verified()) == {f"{key_of(tables.subject, row)} document" for row in changed}
+
+
+def test_an_only_subject_that_says_something_else_does_not_speak_against_the_salt(database: Database) -> None:
+    engine = database.engine()
+    past = Past(salt_of(engine))
+    past.open()
+    past.commit()
+    past.refuse(past.somebody(), [])
+    past.commit()
+    store(engine, past)
+    with by_hand(database) as connection:
+        [row] = rows_with(connection, tables.subject, "document")
+        change(connection, tables.subject, row, document=f"{row.document}x")
+    assert wheres(verified(database)) == {f"{key_of(tables.subject, row)} document"}
