@@ -184,6 +184,14 @@ def test_a_life_that_was_lost_is_not_lived_again(sqlite: Database, tmp_path: Pat
     check(sqlite.engine())
 
 
+def test_a_life_that_only_the_restorer_knows_of_is_not_lived_again(database: Database, tmp_path: Path) -> None:
+    define(an_agent(database), POOL)
+    forget(database, tmp_path)
+    path = tmp_path / "witness"
+    path.write_text(f'{{"tx": {3 << EPOCH_SHIFT | 1}, "id": 1}}')
+    assert restore(an_agent(database, witness=path)) == 4
+
+
 def _numbers(engine: Engine) -> tuple[int, int]:
     last = journal(engine)[-1]
     return last.tx, last.id

@@ -21,6 +21,7 @@ from ledger.schema import migrate
 from ledger.standing import Standing, standing
 from ledger.store import Ledger, LedgerAwayError, Settings
 from ledger.transitions import doubt, trust
+from ledger.verify import verify
 from ledger.witness import Witness, WitnessFile
 from tests.acts import (
     Pod,
@@ -191,6 +192,7 @@ def test_doubt_ends_when_its_time_is_over_and_work_goes_on(
     assert trusted.recorded_at >= doubted.details["until"]
     assert trusted.details["incarnation"] == doubted.details["incarnation"]
     check(engines[-1])
+    assert verify(engines[-1]).faults == (), "the ledger's row says that nothing is doubted any more"
 
 
 def test_a_ledger_whose_database_is_stopped_says_so_and_works_again_afterwards(

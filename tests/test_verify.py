@@ -332,6 +332,24 @@ def test_what_happens_meanwhile_is_no_fault(database: Database, table: str, proj
     assert (found.faults, found.unjudged) == ((), ())
 
 
+def test_fresh_addresses_that_are_taken_while_extents_are_read_are_no_fault(database: Database) -> None:
+    writer, reader = database.engine(), database.engine(writes=False)
+    past = small(salt_of(writer), acts=20)
+    past.define_pool(7, "10.0.7.1", 8)
+    past.commit()
+    store(writer, past)
+
+    def take_one() -> None:
+        ip = min(past.unused[7])
+        past.allocate(ip, Subject("here", "fresh", f"pod-{ip}", f"u{ip}"))
+        past.commit()
+        store_more(writer, past)
+
+    with when_read(reader, "extent", take_one):
+        found = verify.verify(reader)
+    assert (found.faults, found.unjudged) == ((), ())
+
+
 def test_a_row_changed_by_hand_is_found_though_it_is_ahead_of_the_fence(database: Database) -> None:
     writer, reader = database.engine(), database.engine(writes=False)
     past = small(salt_of(writer), acts=40)
@@ -361,11 +379,15 @@ def test_an_open_transaction_leaves_what_is_ahead_of_it_unjudged(
     with engine.connect() as idle:
         idle.execute(text("SELECT pg_current_xact_id()"))
         past.live(20)
+        past.redefine_pool(2)
+        past.commit()
         store_more(engine, past)
         found = verified(postgresql)
     assert found.faults == ()
     assert found.events == len(events)
-    assert found.unjudged != ()
+    unjudged = {fault.where for fault in found.unjudged}
+    assert "ledger 1 definition" in unjudged
+    assert any(where.startswith("address ") for where in unjudged)
     assert (verified(postgresql).faults, verified(postgresql).unjudged) == ((), ())
 
 
