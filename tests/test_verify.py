@@ -332,6 +332,21 @@ def test_what_happens_meanwhile_is_no_fault(database: Database, table: str, proj
     assert (found.faults, found.unjudged) == ((), ())
 
 
+def test_a_doubt_that_begins_meanwhile_is_no_fault_though_no_definition_changed(database: Database) -> None:
+    writer, reader = database.engine(), database.engine(writes=False)
+    past = small(salt_of(writer), acts=20)
+    store(writer, past)
+
+    def doubt() -> None:
+        past.doubt("fourth")
+        past.commit()
+        store_more(writer, past)
+
+    with when_read(reader, "address", doubt):
+        found = verify.verify(reader)
+    assert (found.faults, found.unjudged) == ((), ())
+
+
 def test_fresh_addresses_that_are_taken_while_extents_are_read_are_no_fault(database: Database) -> None:
     writer, reader = database.engine(), database.engine(writes=False)
     past = small(salt_of(writer), acts=20)
