@@ -1,4 +1,4 @@
-"""What an agent remembers of its node, and which ADDs come too late by it."""
+"""What an agent remembers of its node, which ADDs come too late by it, and which pod a call is about."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from dataclasses import replace
 import pytest
 
 from cni.agent import DELETIONS_REMEMBERED_MAX, Seen
-from cni.call import CniCall, Command
+from cni.call import CniCall, Command, PodName
 from cni.errors import Code
-from cni.planning import ADD_AGE_SECONDS_MAX, NANOSECONDS, Order, too_late
+from cni.facts import CONFIG_HASH_ANNOTATION, PodFacts
+from cni.planning import ADD_AGE_SECONDS_MAX, NANOSECONDS, Order, is_this_pod, too_late
 
 BEGAN = 1_000 * NANOSECONDS
 OLD = BEGAN + ADD_AGE_SECONDS_MAX * NANOSECONDS
@@ -30,6 +31,16 @@ def test_an_add_that_something_newer_may_have_overtaken_is_not_served(order: Ord
     assert (late is None) == (why is None)
     if late is not None and why is not None:
         assert (late.code, why in str(late), str(late).endswith("try again")) == (Code.TRY_AGAIN, True, True)
+
+
+@pytest.mark.parametrize(("sent", "config_hash", "same"), [
+    ("u1", "", True), ("", "", True), ("u2", "", False),
+    ("u1", "abc", True), ("", "abc", True), ("abc", "abc", True), ("u2", "abc", False),
+])  # fmt: skip
+def test_a_pod_is_known_by_its_uid_its_hash_or_its_name_alone(sent: str, config_hash: str, same: bool) -> None:
+    annotations = {CONFIG_HASH_ANNOTATION: config_hash} if config_hash else {}
+    shown = PodFacts("default", "web", "u1", "node-1", annotations=annotations)
+    assert is_this_pod(replace(ADD, pod=PodName("default", "web", sent)), shown) == same
 
 
 def test_dels_that_come_in_another_order_leave_the_latest_in_memory() -> None:
