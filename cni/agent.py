@@ -412,7 +412,7 @@ class Agent:
         while self._cluster.synced and (waiting := self._spool.waiting(BATCH_MAX)):
             acts = [act for spooled in waiting if (act := self._spooled(spooled)) is not None]
             self._answered(acts, self._ledger.act([act.request for act in acts]))
-            if len(self._spool.waiting(len(waiting))) == len(waiting):
+            if self._spool.waiting(len(waiting)) == waiting:
                 return
 
     def _spooled(self, spooled: Spooled) -> Act | None:

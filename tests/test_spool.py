@@ -16,15 +16,19 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select, text
 
+from cni.agent import Agent
+from cni.cluster import NoCluster
+from cni.facts import Settings
 from cni.spool import FILES_MAX, HALF_WRITTEN_SECONDS_MAX, Spool
 from ledger.database import open_engine
 from ledger.schema import migrate
+from ledger.store import BATCH_MAX, Ledger
 from ledger.tables import event
 from ledger.verify import verify
 from tests.agents import RunningAgent, Sandbox
 from tests.conftest import Database
 from tests.postgresql import Server
-from tests.test_agent import A_AGAIN, A, Agents, P, agents, cluster, count, held, pod, raw, until, write
+from tests.test_agent import A_AGAIN, A, Agents, P, agents, cluster, count, held, pod, raw, requested, until, write
 
 __all__ = ["agents", "cluster"]
 
@@ -220,6 +224,17 @@ def test_what_waits_is_taken_oldest_first_and_by_the_whole_name_of_its_container
     (tmp_path / "c2:eth0").rename(tmp_path / ".tmp-1")
     assert [each.body for each in spool.waiting(9)] == bodies[:2]
     assert [spool.has(container) for container in ("c1", "c", "c10", "c2")] == [True, False, False, False]
+
+
+def test_all_that_waits_is_applied_before_anything_else_however_much_it_is(sqlite: Database, tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "spool")
+    for number in range(2 * BATCH_MAX + 1):
+        _, _, body = requested(Sandbox(f"c{number}"), "DEL", number).partition(b"\r\n\r\n")
+        spool.keep(f"c{number}", "eth0", body)
+    ledger = Ledger(sqlite.engine())
+    agent = Agent(ledger, NoCluster(), spool, Settings("here"), node="n", many_nodes=False, gc_age_seconds=60)
+    agent._apply_spool()
+    assert spool.waiting(1) == []
 
 
 def test_the_first_del_of_a_container_stays_and_says_when_it_ended(tmp_path: Path) -> None:
