@@ -16,6 +16,8 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, inspect, select
 
 import migrations
+from ledger.dialects import is_postgresql
+from ledger.partitions import make_ahead
 from ledger.tables import ledger
 
 SOFTWARE = version("spiderledger")
@@ -26,7 +28,10 @@ class SchemaError(Exception):
 
 
 def migrate(engine: Engine) -> str:
-    """Bring the database up to this software's schema; answers the revision. One that is ahead is left as it is."""
+    """Bring the database up to this software's schema, and make the journal's next partitions; answers the revision.
+
+    A database that is ahead is left as it is.
+    """
     known = _scripts()
     with engine.begin() as connection:
         present = MigrationContext.configure(connection).get_current_revision()
@@ -35,6 +40,9 @@ def migrate(engine: Engine) -> str:
         config = _config()
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
+    if is_postgresql(engine):
+        with engine.begin() as connection:
+            make_ahead(connection)
     return str(known.get_current_head())
 
 

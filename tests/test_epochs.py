@@ -12,6 +12,7 @@ from sqlalchemy import Engine, text
 from ledger.events import EPOCH_SHIFT
 from ledger.operating import OperatorError, perform
 from ledger.requests import Reselect
+from ledger.schema import migrate
 from ledger.store import Ledger, LedgerAwayError, Settings
 from ledger.verify import verify
 from ledger.witness import Witness, WitnessFile
@@ -35,6 +36,7 @@ from tests.acts import (
     pods,
     put_in_place,
     reason,
+    set_at_connect,
     until_waiting,
 )
 from tests.conftest import Database
@@ -275,6 +277,51 @@ def test_readers_go_on_from_one_epoch_into_the_next(database: Database, tmp_path
     assert epochs(database.engine()) == [1, 2, 3, 4]
     report = verify(database.engine())
     assert (report.faults, report.unjudged) == ((), ())
+
+
+# Partitions ---------------------------------------------------------------------------------------
+
+
+def test_what_comes_after_a_restore_has_a_partition_although_who_restores_cannot_make_one(
+    postgresql: Database, tmp_path: Path
+) -> None:
+    engine = postgresql.engine()
+    define(an_agent(postgresql), POOL)
+    for epoch in (2, 3):
+        forget(postgresql, tmp_path, epoch - 1)
+        agent = Ledger(set_at_connect(postgresql.engine(), role="spiderledger_agent"), Settings(doubt_seconds=0))
+        assert restore(agent) == epoch
+        given(agent, Pod(f"web-{epoch}", f"u{epoch}", f"c{epoch}"))
+        migrate(engine)
+    assert epochs(engine) == [1, 2, 3]
+    assert lying_in_rest(engine) == []
+    check(engine)
+
+
+def test_what_had_no_partition_stays_where_it_lies_and_is_read_in_its_turn(
+    postgresql: Database, tmp_path: Path
+) -> None:
+    engine = postgresql.engine()
+    define(an_agent(postgresql), POOL)
+    tail = Tail(engine, PROJECTIONS)
+    for epoch, rests in ((8, [8, 8]), (9, [8, 8, 8])):
+        assert restore(forget(postgresql, tmp_path, epoch - 1)) == epoch
+        given(an_agent(postgresql), Pod(f"web-{epoch}", f"u{epoch}", f"c{epoch}"))
+        assert lying_in_rest(engine) == rests
+        migrate(engine)
+        assert lying_in_rest(engine) == rests
+        while tail.step():
+            pass
+    assert epochs(engine) == [1, 8, 9]
+    assert tail.mark == journal(engine)[-1][:2]
+    report = verify(engine)
+    assert (report.faults, report.unjudged) == ((), ())
+
+
+def lying_in_rest(engine: Engine) -> list[int]:
+    """The epochs of the events that have no partition of their own."""
+    with engine.connect() as connection:
+        return [tx >> EPOCH_SHIFT for tx in connection.execute(text("SELECT tx FROM event_rest ORDER BY tx")).scalars()]
 
 
 # A dump -------------------------------------------------------------------------------------------

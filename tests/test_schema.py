@@ -7,15 +7,17 @@ from typing import Any
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import Engine, create_engine, inspect, text
+from sqlalchemy import Engine, create_engine, inspect, select, text
 from sqlalchemy.exc import DBAPIError
 
 from ledger.database import open_engine
+from ledger.dialects import PARTITION_SPAN, transaction
+from ledger.events import EPOCH_SHIFT
 from ledger.journal import Mark, page
 from ledger.schema import SchemaError, check_schema, migrate
 from ledger.store import Ledger, Settings
 from ledger.tables import metadata
-from tests.acts import Pod, a_pool, define, given
+from tests.acts import HeldBatch, Pod, a_pool, add, define, given
 from tests.conftest import Database
 
 GUARDS = r"event_is_append_only|address_is_for_ever|address_step_follows"
@@ -64,7 +66,6 @@ def test_events_lie_in_partitions_by_their_transaction(postgresql: Database) -> 
     with engine.connect() as connection:
         assert connection.execute(text("SELECT pg_get_partkeydef('event'::regclass)")).scalar_one() == "RANGE (tx)"
         used = connection.execute(text("SELECT DISTINCT tableoid::regclass::text FROM event")).scalars().all()
-    # What has no partition of its own goes to `event_rest`, which no reader can pass over.
     assert used == partitions(engine)[:1]
 
 
@@ -91,6 +92,29 @@ def partitions(engine: Engine) -> list[str]:
     query = "SELECT inhrelid::regclass::text FROM pg_inherits WHERE inhparent = 'event'::regclass"
     with engine.connect() as connection:
         return sorted(set(connection.execute(text(query)).scalars()) - {"event_rest"})
+
+
+def test_partitions_are_made_ahead_in_this_epoch_and_in_the_next(postgresql: Database) -> None:
+    engine = postgresql.engine()
+    with engine.connect() as connection:
+        first = connection.execute(select(transaction())).scalar_one() // PARTITION_SPAN * PARTITION_SPAN
+    later = first + (1 << EPOCH_SHIFT)
+    lows = [int(name.removeprefix("event_")) for name in partitions(engine)]
+    assert lows == [low + number * PARTITION_SPAN for low, count in ((first, 8), (later, 2)) for number in range(count)]
+
+
+def test_a_partition_that_is_missing_is_made_and_where_none_is_nobody_has_to_wait(postgresql: Database) -> None:
+    engine = postgresql.engine()
+    made = partitions(engine)
+    definition = define(Ledger(engine, Settings(doubt_seconds=0)), a_pool("a", "10.1.0.1"))
+    with engine.begin() as connection:
+        connection.execute(text(f"DROP TABLE {made[-1]}"))
+    migrate(engine)
+    assert partitions(engine) == made
+    # The journal's locks are this one's until it ends: a lock that had to wait for it would be given up before.
+    batch = HeldBatch(engine, definition, add(definition, Pod())).read().write()
+    migrate(engine)
+    batch.commit()
 
 
 def test_migrating_again_changes_nothing(database: Database) -> None:

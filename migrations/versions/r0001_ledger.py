@@ -11,10 +11,6 @@ revision = "0001"
 down_revision = None
 oldest_software = "0.1.0"
 
-PARTITION_SPAN = 1 << 24
-PARTITIONS_AHEAD = 8
-EPOCH_SHIFT = 44
-
 AGENT = "spiderledger_agent"
 READER = "spiderledger_reader"
 STATE = ("ledger", "pool", "reservation", "object_uid", "extent", "address", "subject")
@@ -110,17 +106,8 @@ def _journal(postgresql: bool) -> None:
     refused = sa.text("type = 'allocation.refused'")
     op.create_index("event_refused", "event", ["subject"], postgresql_where=refused, sqlite_where=refused)
     if postgresql:
-        _partitions()
-
-
-def _partitions() -> None:
-    """The first ones, from the server's present transaction on; whatever falls beside them goes to `event_rest`."""
-    xid = op.get_bind().execute(sa.text("SELECT pg_current_xact_id()::text::bigint")).scalar_one()
-    first = (1 << EPOCH_SHIFT) + xid // PARTITION_SPAN * PARTITION_SPAN
-    for number in range(PARTITIONS_AHEAD):
-        low = first + number * PARTITION_SPAN
-        op.execute(f"CREATE TABLE event_{low} PARTITION OF event FOR VALUES FROM ({low}) TO ({low + PARTITION_SPAN})")
-    op.execute("CREATE TABLE event_rest PARTITION OF event DEFAULT")
+        # Whatever has no partition of its own; those are made ahead by `ledger.partitions`.
+        op.execute("CREATE TABLE event_rest PARTITION OF event DEFAULT")
 
 
 def _projections() -> None:
@@ -151,6 +138,9 @@ CREATE TRIGGER event_is_append_only BEFORE UPDATE OR DELETE ON event
     FOR EACH ROW EXECUTE FUNCTION event_is_append_only();
 CREATE TRIGGER event_is_not_truncated BEFORE TRUNCATE ON event
     FOR EACH STATEMENT EXECUTE FUNCTION event_is_append_only();
+-- Statement triggers do not pass from a partitioned table to its partitions.
+CREATE TRIGGER event_is_not_truncated BEFORE TRUNCATE ON event_rest
+    FOR EACH STATEMENT EXECUTE FUNCTION event_is_append_only();
 
 CREATE FUNCTION address_step_follows() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
@@ -174,13 +164,6 @@ CREATE TRIGGER address_is_not_truncated BEFORE TRUNCATE ON address
 
 def _guards_postgresql() -> None:
     op.execute(_POSTGRESQL_GUARDS)
-    partitions = sa.text("SELECT inhrelid::regclass::text FROM pg_inherits WHERE inhparent = 'event'::regclass")
-    for name in op.get_bind().execute(partitions).scalars().all():
-        # Statement triggers do not pass from a partitioned table to its partitions.
-        op.execute(
-            f"CREATE TRIGGER event_is_not_truncated BEFORE TRUNCATE ON {name} "
-            "FOR EACH STATEMENT EXECUTE FUNCTION event_is_append_only()"
-        )
 
 
 _SQLITE_GUARDS = (
