@@ -9,7 +9,7 @@ import json
 import sqlite3
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import count
@@ -496,10 +496,15 @@ class HeldBatch:
 
     def commit(self) -> list[Answer]:
         """The answers, now true."""
+        answers = self.commit_some()
+        assert not self.decision.setbacks
+        return [answers[index] for index in range(len(self._pending))]
+
+    def commit_some(self) -> Mapping[int, Answer]:
+        """The answers by the request's place, but for those that need rows which others have locked."""
         self._transaction.commit()
         self._connection.close()
-        assert not self.decision.setbacks
-        return [self.decision.answers[index] for index in range(len(self._pending))]
+        return self.decision.answers
 
     def roll_back(self) -> None:
         """As if it had never been."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -109,6 +110,17 @@ def database(request: pytest.FixtureRequest) -> Database:
     """Each of the two, in turn."""
     found: Database = request.getfixturevalue(request.param)
     return found
+
+
+@pytest.fixture
+def say(capsys: pytest.CaptureFixture[str]) -> Callable[[str], None]:
+    """Tell a line also where a test that passes says nothing."""
+
+    def tell(line: str) -> None:
+        with capsys.disabled():
+            print(f"\n{line}", file=sys.stderr, flush=True)  # noqa: T201 - a report that somebody asked for
+
+    return tell
 
 
 def command(server: Server, statement: str) -> None:
