@@ -13,6 +13,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -64,10 +65,11 @@ class Wish(NamedTuple):
 
 
 class Told(NamedTuple):
-    """The word of the answer, and what was given."""
+    """The word of the answer, what was given, and how long that took (which nothing is judged by)."""
 
     word: str
     addresses: tuple[str, ...] = ()
+    seconds: float = 0.0
 
 
 class Door(Protocol):
@@ -113,7 +115,10 @@ class LedgerDoor:
 
     def ask(self, *wishes: Wish) -> list[Told]:
         """In one act."""
-        return list(map(_told, self.ledger.act([self.request(wish) for wish in wishes])))
+        began = time.monotonic()
+        answers = self.ledger.act([self.request(wish) for wish in wishes])
+        seconds = time.monotonic() - began
+        return [_told(answer)._replace(seconds=seconds) for answer in answers]
 
     def request(self, wish: Wish) -> Acquire | Release:
         """The ledger's own."""
@@ -141,7 +146,9 @@ class SocketDoor:
 
     def ask(self, *wishes: Wish) -> list[Told]:
         """Each over a connection of its own."""
-        return [_heard(call.answer()) for call in [self._call(wish) for wish in wishes]]
+        began = time.monotonic()
+        calls = [self._call(wish) for wish in wishes]
+        return [_heard(call.answer())._replace(seconds=time.monotonic() - began) for call in calls]
 
     def _call(self, wish: Wish) -> OpenCall:
         sandbox = Sandbox(wish.container)

@@ -46,6 +46,7 @@ spec: {{subnet: 10.1.0.0/16, ips: ["{ips}"]}}
 """
 
 Ground = Callable[..., Place]
+Say = Callable[[str], None]
 
 
 @pytest.fixture
@@ -130,18 +131,20 @@ def test_ten_who_together_want_a_whole_pool_and_change_their_minds_are_never_ref
 
 
 def test_nearly_full_pools_wanted_in_opposite_orders_stand_in_nobodys_way(
-    ground: Ground, engine: Engine, random: Random
+    ground: Ground, engine: Engine, random: Random, say: Say
 ) -> None:
     place = ground(a="10.1.0.1-10.1.0.13", b="10.1.1.1-10.1.1.13")
     orders = (("a", "b"),), (("b", "a"),)
     plans = [churn(random, f"agent-{who}", orders[who % 2], holders=3, turns=40) for who in range(8)]
     told = flat(race(place, *((ask_in_parts, plan) for plan in plans)))
+    say(longest(told))
+    # Nobody was told to try again, which is what an act answers before its second is over.
     assert words(told).keys() == {GRANTED, DONE}, words(told)
     check(engine)
 
 
 def test_two_interfaces_out_of_nearly_full_pools_in_opposite_orders_meet_no_deadlock(
-    postgresql: Database, server: Server, random: Random
+    postgresql: Database, server: Server, random: Random, say: Say
 ) -> None:
     engine = postgresql.engine()
     pools = a_pool("a", "10.1.0.1-10.1.0.25"), a_pool("b", "10.1.1.1-10.1.1.25")
@@ -151,6 +154,7 @@ def test_two_interfaces_out_of_nearly_full_pools_in_opposite_orders_meet_no_dead
     log = server.folder / "log"
     before = log.stat().st_size
     told = flat(race(Place(url=postgresql.url), *((ask_in_parts, plan) for plan in plans)))
+    say(longest(told))
     assert words(told).keys() == {GRANTED, DONE}, words(told)
     said = log.read_text()[before:]
     # Nobody has waited for a lock as long as the lock timeout, which is less than a second.
@@ -225,6 +229,11 @@ def in_parts(random: Random, wishes: Sequence[Wish], largest: int) -> list[Seque
 
 def words(told: Sequence[Told]) -> Counter[str]:
     return Counter(each.word for each in told)
+
+
+def longest(told: Sequence[Told]) -> str:
+    """For whoever reads: how long a request took at most, on this machine in this hour."""
+    return f"{len(told)} requests, {words(told)}, the longest took {max(each.seconds for each in told):.3f} s"
 
 
 def given(told: Sequence[Told]) -> list[str]:
