@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := ledger cni projector migrations tests benchmarks spiderledger.py hatch_build.py
 
-.PHONY: demo test lint bench fuzz plans clean
+.PHONY: demo test lint bench fuzz plans torture-crash torture-tail torture-resources clean
 
 demo: $(VENV)/installed
 	$(BIN)/spiderledger demo
@@ -32,6 +32,20 @@ fuzz: $(VENV)/developed
 plans: ROWS = 1000000
 plans: $(VENV)/developed
 	SPIDERLEDGER_PLAN_ROWS=$(ROWS) $(BIN)/python -m pytest -s tests/test_plans.py -k released
+
+# More of what `make test` does a little of: kills of agents and servers; events that readers follow while sixteen write;
+# calls of a node whose agent must weigh at the end what it did. SEED repeats a run's choices.
+torture-crash: ROUNDS = 1000
+torture-crash: $(VENV)/developed
+	ROUNDS=$(ROUNDS) $(BIN)/python -m pytest tests/test_crash.py
+
+torture-tail: EVENTS = 1000000
+torture-tail: $(VENV)/developed
+	EVENTS=$(EVENTS) $(BIN)/python -m pytest tests/test_writers.py
+
+torture-resources: CALLS = 100000
+torture-resources: $(VENV)/developed
+	CALLS=$(CALLS) $(BIN)/python -m pytest tests/test_resources.py
 
 clean:
 	rm -rf $(VENV) .demo build dist

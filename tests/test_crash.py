@@ -4,7 +4,7 @@ Each round kills some of them at a random moment while at least 32 calls have no
 runtime ask until it knows everything again. Then journal, tables and projections must say exactly what the runtime was
 told: every acknowledged ADD once, no address held twice, nothing held that was given back, nothing lost.
 
-ROUNDS makes it longer (`make torture ROUNDS=1000`), SEED repeats a run's choices; both are printed.
+ROUNDS makes it longer (`make torture-crash ROUNDS=1000`), SEED repeats a run's choices; both are printed.
 """
 
 from __future__ import annotations
