@@ -35,7 +35,7 @@ from tests.acts import Pod, a_pool, add, ask, define, granted, until
 from tests.agents import RunningAgent
 from tests.conftest import Database
 from tests.racers import DONE, GRANTED, Place, Wish, ask_in_parts, race
-from tests.writers import POOLS, SHARED_PODS, TAKEN, TAKEN_POOL, shared, write_slowly
+from tests.writers import POOLS, SHARED_PODS, SHARED_POOL, TAKEN, TAKEN_POOL, shared, write_slowly
 
 EVENTS = int(os.environ.get("EVENTS", "40000"))
 EVENTS_ON_SQLITE = EVENTS // 10
@@ -122,14 +122,14 @@ def read_anew(engine: Engine, stop: threading.Event) -> list[array[int]]:
 
 def project(engine: Engine, random: Random, stop: threading.Event) -> int:
     """The product's own projector, again and again begun anew at its checkpoint; how many events that were."""
-    applied, more = 0, True
+    applied, mark, more = 0, Mark(), True
     while more:
         last = stop.is_set()
         tail = Tail(engine, PROJECTIONS)
-        found = sum(tail.step() for _ in range(random.randint(1, STEPS_OF_A_TAIL_MAX)))
-        applied += found
-        more = found > 0 or not last
-        stop.wait(0 if found else LOOK_SECONDS)
+        applied += sum(tail.step() for _ in range(random.randint(1, STEPS_OF_A_TAIL_MAX)))
+        mark, before = tail.mark, mark
+        more = mark != before or not last
+        stop.wait(LOOK_SECONDS)
     return applied
 
 
@@ -201,9 +201,9 @@ def _prepared(engine: Engine) -> int:
     """Pools, everybody's pods, and one address that is taken; answers how many events that were."""
     ledger = Ledger(engine, Settings(doubt_seconds=0))
     ranges = dict(zip(POOLS, ("10.1.0.1-10.1.63.254", "10.1.64.1-10.1.127.254"), strict=True))
-    define(ledger, a_pool(TAKEN_POOL, TAKEN), *(a_pool(name, ips) for name, ips in ranges.items()))
-    definition = ledger.definition()
-    pods = [add(definition, shared(number), *POOLS) for number in range(SHARED_PODS)]
+    ranges |= {TAKEN_POOL: TAKEN, SHARED_POOL: f"10.1.254.1-10.1.254.{SHARED_PODS}"}
+    definition = define(ledger, *(a_pool(name, ips) for name, ips in ranges.items()))
+    pods = [add(definition, shared(number), SHARED_POOL) for number in range(SHARED_PODS)]
     for answer in ask(ledger, add(definition, Pod("holder"), TAKEN_POOL), *pods):
         granted(answer)
     return len(_journal(engine))
@@ -226,7 +226,7 @@ def _calls(name: str) -> list[list[Wish]]:
 _event = tables.event.c
 _journal_rows = select(
     _event.tx, _event.position, _event.id, _event.type, _event.ip, _event.step, _event.holding, _event.happened_at,
-    _event.data,
+    _event.subject, _event.container, _event.node, _event.data,
 ).order_by(_event.tx, _event.position)  # fmt: skip
 
 
@@ -260,17 +260,20 @@ def _orders(journal: Sequence[Any]) -> tuple[int, int]:
 
 
 def _judge_projections(engine: Engine, journal: Sequence[Any]) -> None:
-    """They are what the address table says now and the journal says of the past; and what a rebuild makes of it."""
+    """They are what the journal says of the past and the address table of now; and what a rebuild makes of it."""
     projected = _projected(engine)
+    holdings = {(row.ip, row.step): row for row in projected["holding"]}
+    spoken = sorted((row for row in journal if row.type in (EventType.ALLOCATED, EventType.REBOUND)), key=_step)
+    # Of each holding the last in the order of steps.
+    assert {key: _speaker(row) for key, row in holdings.items()} == {_key(row): _speaker(row) for row in spoken}
+    released = {_key(row): row.happened_at for row in journal if row.type == EventType.RELEASED}
+    assert {key: row.held_until for key, row in holdings.items() if row.held_until is not None} == released
     with engine.connect() as connection:
         salt = bytes(connection.execute(select(tables.ledger.c.salt)).scalar_one())
         held = connection.execute(select(tables.address).where(tables.address.c.held)).all()
-    open_ = {_holder(row, row.claim) for row in projected["holding"] if row.held_until is None}
-    assert open_ == {_holder(row, salted(salt, row.claim), step=row.holding) for row in held}
-    ended = {(row.ip, row.step): row.held_until for row in projected["holding"] if row.held_until is not None}
-    released = [row for row in journal if row.type == EventType.RELEASED]
-    assert ended == {(row.ip, row.holding): row.happened_at for row in released}
-    assert len(ended) == len(released)
+    open_ = {key: bytes(row.claim) for key, row in holdings.items() if row.held_until is None}
+    assert open_ == {_key(row): salted(salt, row.claim) for row in held}
+    assert all(_speaker(row) == _speaker(holdings[_key(row)]) for row in held if row.container is not None)
     allocated = Counter(row.pool for row in held)
     said = (json.loads(row.data)["pools"] for row in journal if row.type == EventType.REFUSED)
     refused = Counter(pool for pools in said for pool in pools)
@@ -282,8 +285,16 @@ def _judge_projections(engine: Engine, journal: Sequence[Any]) -> None:
     assert _projected(engine) == projected
 
 
-def _holder(row: Any, claim: bytes, step: int | None = None) -> tuple[Any, ...]:
-    return row.ip, step or row.step, row.pool, bytes(claim), bytes(row.subject), row.container, row.node
+def _key(row: Any) -> tuple[Ip, int]:
+    return row.ip, row.holding
+
+
+def _step(row: Any) -> int:
+    return int(row.step)
+
+
+def _speaker(row: Any) -> tuple[bytes, str | None, str | None]:
+    return bytes(row.subject), row.container, row.node
 
 
 def _projected(engine: Engine) -> dict[str, list[Any]]:

@@ -18,10 +18,13 @@ from tests.acts import HeldBatch, Pod, add, delete, patient
 from tests.racers import LedgerDoor
 
 POOLS = ("a", "b")
+SHARED_POOL = "shared"
+"""It has an address for each shared pod, which is therefore always its own."""
 TAKEN_POOL, TAKEN = "taken", "10.1.255.1"
 OWN_PODS = 100
 SHARED_PODS = 32
 SHARED_EACH_MAX = 16
+SHARED_END_CHANCE = 0.4
 CHANGES_EACH_MAX = 16
 PAUSE_SECONDS_MAX = 0.05
 PAUSE_CHANCE = 0.4
@@ -54,6 +57,7 @@ class Writer:
         self.engine.dispose()
         self._gone = [self._pod(f"own-{number}") for number in range(OWN_PODS)]
         self._there: list[Pod] = []
+        self._shared: dict[int, Pod] = {}
         self._containers = 0
 
     def transact(self) -> Sequence[int]:
@@ -76,12 +80,17 @@ class Writer:
         return [event.id for event in batch.decision.events]
 
     def _besides(self) -> list[Request]:
-        """Everybody's pods get a container here or lose one; somebody is refused what is taken."""
+        """Everybody's pods get a container here, or lose the one they had here; somebody is refused what is taken."""
         numbers = self.random.sample(range(SHARED_PODS), self.random.randint(0, SHARED_EACH_MAX))
-        pods = [self._with_container(shared(number)) for number in numbers]
-        requests = [delete(pod, alive=pod.uid) if self.random.random() < 0.3 else self._add(pod) for pod in pods]
         late = self._with_container(self._pod("late"))
-        return [*requests, add(self.definition, late, TAKEN_POOL, address=TAKEN, exact=True)]
+        return [*map(self._share, numbers), add(self.definition, late, TAKEN_POOL, address=TAKEN, exact=True)]
+
+    def _share(self, number: int) -> Request:
+        mine = self._shared.get(number)
+        if mine is not None and self.random.random() < SHARED_END_CHANCE:
+            return delete(mine, alive=self.random.choice(("", mine.uid)))
+        self._shared[number] = self._with_container(shared(number))
+        return add(self.definition, self._shared[number], SHARED_POOL)
 
     def _some(self, pods: Sequence[Pod]) -> list[Pod]:
         return self.random.sample(pods, self.random.randint(0, min(CHANGES_EACH_MAX, len(pods))))
