@@ -13,7 +13,7 @@ import queue
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -75,8 +75,12 @@ class Act:
 class Seen:
     """What the agent remembers of its node, in memory: it begins anew with each start."""
 
-    started: int = field(default_factory=time.time_ns)
+    clock: Callable[[], int]
+    started: int = field(init=False)
     deletions: OrderedDict[str, int] = field(default_factory=OrderedDict)
+
+    def __post_init__(self) -> None:
+        self.started = self.clock()
 
     def deleted(self, call: CniCall) -> None:
         """A DEL of this container was seen."""
@@ -86,11 +90,11 @@ class Seen:
 
     def order(self, call: CniCall) -> Order:
         """What a late call is judged by."""
-        return Order(self.started, time.time_ns(), self.deletions.get(call.container, 0))
+        return Order(self.started, self.clock(), self.deletions.get(call.container, 0))
 
 
 class Agent:
-    """See the module."""
+    """See the module. `clock` is the host's, by which the plugin stamps its calls."""
 
     def __init__(
         self,
@@ -102,6 +106,7 @@ class Agent:
         node: str,
         many_nodes: bool,
         gc_age_seconds: float,
+        clock: Callable[[], int] = time.time_ns,
     ) -> None:
         self._ledger = ledger
         self._cluster = cluster
@@ -111,7 +116,7 @@ class Agent:
         self._many_nodes = many_nodes
         self._gc_age_seconds = gc_age_seconds
         self._inbox: queue.SimpleQueue[Waiting | OperatorOrder | None] = queue.SimpleQueue()
-        self._seen = Seen()
+        self._seen = Seen(clock)
         self._next_look = 0.0
         self._told = ""
         self._stopping = threading.Event()
