@@ -5,7 +5,9 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 from pathlib import Path
 
@@ -75,26 +77,44 @@ def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@contextmanager
+def sqlite_ledger(template: Path, folder: Path) -> Iterator[Database]:
+    """A fresh ledger in a file of this folder."""
+    path = folder / "ledger.db"
+    path.write_bytes(template.read_bytes())
+    path.chmod(0o600)
+    database = Database("sqlite", f"sqlite:///{path}")
+    try:
+        yield database
+    finally:
+        database.dispose()
+
+
+@contextmanager
+def postgresql_ledger(server: Server, template: str) -> Iterator[Database]:
+    """A fresh ledger on the server."""
+    name = f"ledger_{next(_numbers)}"
+    command(server, f"CREATE DATABASE {name} TEMPLATE {template}")
+    database = Database("postgresql", server.url(name))
+    try:
+        yield database
+    finally:
+        database.dispose()
+        command(server, f"DROP DATABASE {name} WITH (FORCE)")
+
+
 @pytest.fixture
 def sqlite(sqlite_template: Path, tmp_path: Path) -> Iterator[Database]:
     """A ledger in a file."""
-    path = tmp_path / "ledger.db"
-    path.write_bytes(sqlite_template.read_bytes())
-    path.chmod(0o600)
-    database = Database("sqlite", f"sqlite:///{path}")
-    yield database
-    database.dispose()
+    with sqlite_ledger(sqlite_template, tmp_path) as database:
+        yield database
 
 
 @pytest.fixture
 def postgresql(server: Server, template: str) -> Iterator[Database]:
     """A ledger on the server."""
-    name = f"ledger_{next(_numbers)}"
-    command(server, f"CREATE DATABASE {name} TEMPLATE {template}")
-    database = Database("postgresql", server.url(name))
-    yield database
-    database.dispose()
-    command(server, f"DROP DATABASE {name} WITH (FORCE)")
+    with postgresql_ledger(server, template) as database:
+        yield database
 
 
 @pytest.fixture(scope="session")
@@ -103,6 +123,15 @@ def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("plugin") / PLUGIN_NAME
     compile_plugin(output)
     return output
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def ledgers(request: pytest.FixtureRequest) -> Callable[[Path], AbstractContextManager[Database]]:
+    """Fresh ledgers of each kind in turn, as many as a test needs; each has a folder to itself."""
+    if request.param == "sqlite":
+        return partial(sqlite_ledger, request.getfixturevalue("sqlite_template"))
+    server, template = request.getfixturevalue("server"), request.getfixturevalue("template")
+    return lambda folder: postgresql_ledger(server, template)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
