@@ -169,6 +169,8 @@ class _Draft:
         self.own: Mapping[str | None, Address] = {row.claim: row for row in images.own}
         self.seen: Mapping[str | None, Address] = {row.claim: row for row in images.seen}
         self.stirred: set[int] = set()
+        self.together: set[str] = set()
+        """The claims of the request at hand."""
         self.terms: dict[tuple[int, bool, tuple[tuple[str, str], ...]], Terms] = {}
         self.names: dict[Subject, tuple[bytes, str]] = {}
 
@@ -211,9 +213,16 @@ class _Draft:
     # Acquire ---------------------------------------------------------------------------------
 
     def _grants(self, attempt: Attempt, request: Acquire) -> tuple[Grant, ...]:
-        """One for each want. Those that hold or held something come first: what is theirs no fellow may draw."""
+        """One for each want. What one holds or held no fellow may draw, and what one asks for none draws before it."""
         numbers = range(len(request.wants))
-        order = sorted(numbers, key=lambda number: request.wants[number].key not in self.own)
+        for number in numbers:
+            own = self.own.get(request.wants[number].key)
+            if own is not None:
+                self._unstirred(own, number)
+            if own is not None and not own.held:
+                self.supply.spend(own.ip)
+        self.together = {want.key for want in request.wants}
+        order = sorted(numbers, key=lambda number: request.wants[number].address is None)
         found = {number: self._want(attempt, request, number) for number in order}
         return tuple(found[number] for number in numbers)
 
@@ -227,13 +236,10 @@ class _Draft:
                 raise SetbackError(Setback(Unmet.LOCKED, number, claim=key))
             # What a container has was its own when this was read, whatever whoever has locked the row makes of it.
             return _grant(want.claim, self.seen[key])
-        if own is not None:
-            self._unstirred(own, number)
         if own is None:
             return self._allocate(request, want, bound, self._choose(attempt, want, number))
         if own.held:
             return self._keep(attempt, request, number, bound, own)
-        self.supply.spend(own.ip)
         if _suits(want, own):
             return self._allocate(request, want, bound, Choice(own.ip, own.pool, own, "own"))
         self._change(own, EventType.FORGOTTEN, request.actor, request.cause, claim=None, subject=None)
@@ -288,10 +294,12 @@ class _Draft:
         row = self.images.asked.get(ip)
         if row is None and ip in self.images.seen_asked:
             raise SetbackError(Setback(Unmet.LOCKED, number, ip=ip))
-        if row is not None and row.claim != want.key:
+        mine = row is not None and row.claim == want.key
+        fellows = row is not None and not mine and row.claim in self.together
+        if row is not None and not mine and not fellows:
             self._unstirred(row, number)
-        if row is not None and (row.held or row.withheld):
-            why = "is already allocated" if row.held else "is withheld"
+        if row is not None and (row.held or row.withheld or fellows):
+            why = "is withheld" if row.withheld and not row.held else "is already allocated"
             _refuse_exact(want, Reason.ADDRESS_TAKEN, f"{text(ip)} {why}")
             return None
         if row is not None:

@@ -526,6 +526,35 @@ def test_a_want_does_not_draw_what_a_later_one_of_its_request_held_last() -> Non
     ]  # fmt: skip
 
 
+def test_nor_does_a_want_that_must_move_draw_it() -> None:
+    moves, stays = want(POD.claim(), 1), want(POD.claim("net1"), 1)
+    mine, left = held("10.1.1.1", pool=2), last("10.1.0.2")._replace(claim=POD.claim("net1").key)
+    request = replace(add(POD.new("c9")), wants=(moves, stays))
+    decision = judged(images(own=[mine, left], idle=[left, used("10.1.0.3")]), request)
+    answer = decision.answers[0]
+    assert isinstance(answer, Granted)
+    assert [text(grant.ip) for grant in answer.grants] == ["10.1.0.3", "10.1.0.2"]
+
+
+def test_what_one_want_asks_for_no_other_of_its_request_draws() -> None:
+    asks = want(POD.claim("net1"), 1, address="10.1.0.2", exact=True)
+    request = replace(add(), wants=(want(POD.claim(), 1), asks))
+    row = used("10.1.0.2")
+    decision = judged(images(idle=[row, used("10.1.0.3")], asked=[row]), request)
+    answer = decision.answers[0]
+    assert isinstance(answer, Granted)
+    assert [text(grant.ip) for grant in answer.grants] == ["10.1.0.3", "10.1.0.2"]
+
+
+def test_what_one_want_held_last_no_other_of_its_request_gets_by_asking() -> None:
+    mine = last("10.1.0.2")
+    asks = want(POD.claim("net1"), 1, address="10.1.0.2", exact=True)
+    decision = judged(images(own=[mine], asked=[mine]), replace(add(), wants=(want(POD.claim(), 1), asks)))
+    answer = decision.answers[0]
+    assert isinstance(answer, Refusal)
+    assert answer.reason is Reason.ADDRESS_TAKEN
+
+
 # The course of an act -----------------------------------------------------------------------------
 
 
