@@ -119,7 +119,9 @@ def collect(call: CniCall, rows: Sequence[Address]) -> list[Address]:
 def collected(call: CniCall, row: Address, pod: PodFacts | None, subject: Subject | None) -> Release:
     """The DEL that a binding gets which no attachment stands behind. `subject`: its names, if they are still known."""
     claim = claim_of(row.claim or "")
-    static = pod.static if pod is not None else subject is None or subject.owner.startswith(NODES_OWN)
+    # Another pod of its name says nothing about this one.
+    its_own = pod if pod is not None and pod.uid == claim.uid else None
+    static = its_own.static if its_own else subject is None or subject.owner.startswith(NODES_OWN)
     return Release(
         span=claim.siblings,
         container=row.container or "",

@@ -84,6 +84,9 @@ def shown(uid: str = "u1", *, alive: bool = True, static: bool = False) -> PodFa
     (shown(static=True), subject(f"{NODES_OWN}node-1"), "u1", True),
     (shown(alive=False, static=True), subject(f"{NODES_OWN}node-1"), "", True),
     (None, subject(f"{NODES_OWN}node-1"), "", True),
+    (shown("u2", static=True), subject(), "u2", False),  # another pod of its name says nothing about this one
+    (shown("u2", alive=False, static=True), subject(), "", False),
+    (shown("u2", alive=False), subject(f"{NODES_OWN}node-1"), "", True),
     (None, None, "", True),  # whoever's names were removed may be one
 ])  # fmt: skip
 def test_a_stale_binding_gets_the_del_that_its_pod_would_get(
