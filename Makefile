@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := ledger cni projector migrations tests benchmarks spiderledger.py hatch_build.py
 
-.PHONY: demo test lint bench fuzz plans torture-crash torture-tail torture-resources clean
+.PHONY: demo test lint bench fuzz plans torture torture-crash torture-tail torture-resources torture-model clean
 
 demo: $(VENV)/installed
 	$(BIN)/spiderledger demo
@@ -33,8 +33,11 @@ plans: ROWS = 1000000
 plans: $(VENV)/developed
 	SPIDERLEDGER_PLAN_ROWS=$(ROWS) $(BIN)/python -m pytest -s tests/test_plans.py -k released
 
-# More of what `make test` does a little of: kills of agents and servers; events that readers follow while sixteen write;
-# calls of a node whose agent must weigh at the end what it did. SEED repeats a run's choices.
+# More of what `make test` does a little of, for hours: kills of agents and servers; events that readers follow while
+# sixteen write; calls of a node whose agent must weigh at the end what it did; the product beside a model of what it
+# promises. SEED and MODEL_SEED repeat a run's choices.
+torture: torture-crash torture-tail torture-resources torture-model fuzz plans
+
 torture-crash: ROUNDS = 1000
 torture-crash: $(VENV)/developed
 	ROUNDS=$(ROUNDS) $(BIN)/python -m pytest tests/test_crash.py
@@ -46,6 +49,10 @@ torture-tail: $(VENV)/developed
 torture-resources: CALLS = 100000
 torture-resources: $(VENV)/developed
 	CALLS=$(CALLS) $(BIN)/python -m pytest tests/test_resources.py
+
+torture-model: STEPS = 1000000
+torture-model: $(VENV)/developed
+	MODEL_STEPS=$(STEPS) $(BIN)/python -m pytest -s tests/test_model.py
 
 clean:
 	rm -rf $(VENV) .demo build dist
