@@ -87,6 +87,8 @@ def shown(uid: str = "u1", *, alive: bool = True, static: bool = False) -> PodFa
     (shown("u2", static=True), subject(), "u2", False),  # another pod of its name says nothing about this one
     (shown("u2", alive=False, static=True), subject(), "", False),
     (shown("u2", alive=False), subject(f"{NODES_OWN}node-1"), "", True),
+    (shown(static=True), subject(), "u1", True),
+    (shown(), subject(f"{NODES_OWN}node-1"), "u1", False),
     (None, None, "", True),  # whoever's names were removed may be one
 ])  # fmt: skip
 def test_a_stale_binding_gets_the_del_that_its_pod_would_get(
@@ -99,8 +101,9 @@ def test_a_stale_binding_gets_the_del_that_its_pod_would_get(
     assert release.evidence["seen"]
 
 
-def test_a_stale_container_outside_kubernetes_is_freed_alone() -> None:
-    release = collected(call(), bound(kind=CONTAINER), None, subject())
+@pytest.mark.parametrize("names", [subject(), None])
+def test_a_stale_container_outside_kubernetes_is_freed_alone(names: Subject | None) -> None:
+    release = collected(call(), bound(kind=CONTAINER), None, names)
     assert (release.alive, release.sent_uid, release.span[0]) == ("", "u1", "here|Container|default|web|u1|")
 
 

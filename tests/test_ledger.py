@@ -113,6 +113,26 @@ def test_a_new_container_moves_only_when_its_source_no_longer_names_the_pool(led
     check(engine)
 
 
+def test_a_new_container_moves_to_the_address_that_it_must_have_and_not_to_one_it_would_like(
+    ledger: Ledger, engine: Engine
+) -> None:
+    small(ledger, "10.1.0.1-10.1.0.9")
+    pod = Pod()
+    assert given(ledger, pod) == "10.1.0.1"
+    assert given(ledger, pod.new("c2"), address="10.1.0.5") == "10.1.0.1"
+    assert given(ledger, pod.new("c3"), address="10.1.0.5", exact=True) == "10.1.0.5"
+    check(engine)
+
+
+def test_an_address_that_nobody_holds_is_not_freed_again(ledger: Ledger, engine: Engine) -> None:
+    small(ledger, "10.1.0.1")
+    pod = Pod()
+    ip = given(ledger, pod)
+    one(ledger, delete(pod))
+    assert one(ledger, Free(parse(ip), row(engine, ip).step, "ada", "operator")) == Done()
+    assert story(engine, ip) == ["allocated", "released"]
+
+
 def test_a_move_that_finds_no_address_leaves_the_holder_where_it_is(ledger: Ledger, engine: Engine) -> None:
     define(ledger, a_pool("a", "10.1.0.1"), a_pool("b", "10.1.1.1"))
     pod = Pod()

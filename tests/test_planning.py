@@ -10,11 +10,12 @@ import pytest
 from cni.agent import DELETIONS_REMEMBERED_MAX, Seen
 from cni.call import CniCall, Command, PodName
 from cni.errors import Code
-from cni.facts import CONFIG_HASH_ANNOTATION, PodFacts
-from cni.planning import ADD_AGE_SECONDS_MAX, NANOSECONDS, Order, is_this_pod, too_late
+from cni.facts import CONFIG_HASH_ANNOTATION, PodFacts, Settings
+from cni.planning import ADD_AGE_SECONDS_MAX, NANOSECONDS, Order, is_this_pod, release, too_late
 
 BEGAN = 1_000 * NANOSECONDS
 OLD = BEGAN + ADD_AGE_SECONDS_MAX * NANOSECONDS
+WEB = PodFacts("default", "web", "u1", "node-1")
 ADD = CniCall(Command.ADD, "1.1.0", "net", BEGAN, container="c1")
 
 
@@ -39,8 +40,13 @@ def test_an_add_that_something_newer_may_have_overtaken_is_not_served(order: Ord
 ])  # fmt: skip
 def test_a_pod_is_known_by_its_uid_its_hash_or_its_name_alone(sent: str, config_hash: str, same: bool) -> None:
     annotations = {CONFIG_HASH_ANNOTATION: config_hash} if config_hash else {}
-    shown = PodFacts("default", "web", "u1", "node-1", annotations=annotations)
-    assert is_this_pod(replace(ADD, pod=PodName("default", "web", sent)), shown) == same
+    assert is_this_pod(replace(ADD, pod=PodName("default", "web", sent)), replace(WEB, annotations=annotations)) == same
+
+
+@pytest.mark.parametrize(("shown", "alive"), [(WEB, "u1"), (replace(WEB, alive=False), ""), (None, "")])
+def test_a_del_finds_alive_only_a_pod_that_has_not_ended(shown: PodFacts | None, alive: str) -> None:
+    call = replace(ADD, command=Command.DEL, pod=PodName("default", "web", "u1"))
+    assert release(call, shown, "node-1", Settings("here")).alive == alive
 
 
 def test_dels_that_come_in_another_order_leave_the_latest_in_memory() -> None:

@@ -34,7 +34,8 @@ def test_until_the_cluster_has_been_read_nobody_is_served_and_dels_wait(
             write(folder, f"{name}.yaml", text)
         agent.wait_until_it_serves()
         until(lambda: agent.spooled == [])
-        assert agent.add(Sandbox("b1", pod="web-0", uid="uid-0")).code == 0
+        # The folder's pools come into the ledger a moment after its pods are known.
+        until(lambda: agent.add(Sandbox("b1", pod="web-0", uid="uid-0")).code == 0)
         assert agent.stop() == 0
     finally:
         agent.kill()
