@@ -62,8 +62,10 @@ class FolderController:
             log.warning("%s", problem)
         for kind in changes.passed_over:
             log.info("objects of kind %s are passed over", kind)
-        # What is not there may be in a file that cannot be read at the moment.
-        if self._folder.complete and (changes or self._put_all_in != self._ledger.epoch):
+        if changes:
+            self._put_all_in = -1
+        # What is not there may be in a file that cannot be read at the moment: it is looked for when that is over.
+        if self._folder.complete and self._put_all_in != self._ledger.epoch:
             self._put_all_in = self._ledger.epoch if self._define_all(self._folder.snapshot) else -1
         self._retire_closed()
 
