@@ -50,7 +50,7 @@ def test_a_del_finds_alive_only_a_pod_that_has_not_ended(shown: PodFacts | None,
 
 
 def test_dels_that_come_in_another_order_leave_the_latest_in_memory() -> None:
-    seen = Seen()
+    seen = Seen(time.time_ns)
     for start in (5, 9, 7):
         seen.deleted(replace(ADD, command=Command.DEL, start=start))
     assert seen.order(ADD).deleted == 9
@@ -58,7 +58,7 @@ def test_dels_that_come_in_another_order_leave_the_latest_in_memory() -> None:
 
 
 def test_of_many_dels_the_longest_unheard_of_is_forgotten() -> None:
-    seen = Seen()
+    seen = Seen(time.time_ns)
     containers = ["c1", "c2", *(f"more-{number}" for number in range(DELETIONS_REMEMBERED_MAX - 2)), "c1", "new"]
     for start, container in enumerate(containers, start=1):
         seen.deleted(replace(ADD, container=container, start=start))
@@ -68,6 +68,6 @@ def test_of_many_dels_the_longest_unheard_of_is_forgotten() -> None:
 
 def test_an_agent_began_when_it_was_made_and_now_is_now() -> None:
     before = time.time_ns()
-    seen = Seen()
+    seen = Seen(time.time_ns)
     order = seen.order(ADD)
     assert before <= order.started <= order.now <= time.time_ns()
