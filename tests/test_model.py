@@ -53,9 +53,9 @@ from tests.wishes import (
 )
 from tests.world import Op, World, told_by
 
-STEPS = int(os.environ.get("MODEL_STEPS", "4000"))
+STEPS = int(os.environ.get("MODEL_STEPS", "2000"))
 SEED = int(os.environ.get("MODEL_SEED", "1"))
-STEPS_PER_LEDGER = 200
+STEPS_PER_LEDGER = 100
 LEDGERS_PER_SEED = 20  # Hypothesis remembers whatever it has tried.
 SECOND = 10**9
 SKEWS = (0, 3_600 * SECOND, -3_600 * SECOND)
@@ -148,17 +148,22 @@ class Machine(RuleBasedStateMachine):
 
     # Calls ----------------------------------------------------------------------------------------
 
-    @rule(command=commands, wish=wishes, comes=often((True, True, True, False)), said=annotations)
-    def call(self, command: str, wish: Wish, comes: bool, said: int) -> None:
-        """ADD, DEL or CHECK; its pod comes with an ADD, as a rule."""
-        name = f"web-{wish.slot}"
-        if command == "ADD" and wish.slot < PODS and comes and name not in self.world.pods.now:
-            self.world.pods.come(name, self.world.node(wish.node).name, said)
-            self.world.flush()
-        self.world.do(self.calls.begin(command, wish))
-        self.fired["call"] += 1
+    @rule(
+        begun=st.lists(
+            st.tuples(commands, wishes, often((True, True, True, False)), annotations), min_size=1, max_size=8
+        )
+    )
+    def call(self, begun: Sequence[tuple[str, Wish, bool, int]]) -> None:
+        """ADD, DEL or CHECK, one after another; its pod comes with an ADD, as a rule."""
+        for command, wish, comes, said in begun:
+            name = f"web-{wish.slot}"
+            if command == "ADD" and wish.slot < PODS and comes and name not in self.world.pods.now:
+                self.world.pods.come(name, self.world.node(wish.node).name, said)
+                self.world.flush()
+            self.world.do(self.calls.begin(command, wish))
+            self.fired["call"] += 1
 
-    call_too = call_as_well = call
+    call_too = call_as_well = call  # A rule is taken the more often the more names it has.
 
     @rule(wish=wishes)
     def delete_late(self, wish: Wish) -> None:

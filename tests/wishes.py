@@ -28,8 +28,8 @@ places = st.integers(0, CALLS_REMEMBERED - 1)
 nodes = st.integers(0, 1)
 pods = st.integers(0, PODS - 1)
 annotations = st.integers(0, len(ANNOTATIONS) - 1)
-networks = often(("net-1", "net-1", "net-2"))
-commands = often(("ADD", "ADD", "ADD", "DEL", "CHECK"))
+networks = often(("net-1", "net-1", "net-1", "net-2"))
+commands = often(("ADD", "ADD", "ADD", "ADD", "DEL", "DEL", "CHECK"))
 
 
 @dataclass(frozen=True)
@@ -60,10 +60,10 @@ class Edit:
 
 wishes = st.builds(
     Wish,
-    slot=st.integers(0, PODS + 1),
+    slot=st.integers(0, PODS + 3),
     node=nodes,
     network=networks,
-    interface=often(("eth0", "eth0", "eth0", "net1")),
+    interface=often(("eth0", "eth0", "net1")),
     container=often(("newest", "newest", "newest", "new", "before")),
     sent=often(("right", "right", "right", "right", "none", "before")),
     lists=st.integers(0, len(LISTS) - 1),

@@ -38,6 +38,7 @@ ROWS = select(tables.address, tables.pool.c.uid.label("owner")).join(
     tables.pool, tables.pool.c.id == tables.address.c.pool
 )
 NOBODY = Held(None, "")
+BUSY = "others hold what this needs"
 
 Outcome = tuple[int, frozenset[str]]
 
@@ -56,6 +57,7 @@ class Op:
     pool: tuple[str, Pool] | None = None
     change: Change | None = None
     told: Outcome = (0, frozenset())
+    text: str = ""
 
 
 @dataclass(frozen=True)
@@ -166,7 +168,8 @@ class World:
 
     def _seen_by_its_uid(self, call: Call) -> bool:
         """Whether the call itself tells the agent that the pod it knows under this name is not the one."""
-        return call.who == ("pod", self.unseen) and call.uid == self.pods.now[self.unseen].uid
+        pod = self.pods.now.get(self.unseen)
+        return pod is not None and (call.who, call.uid) == (("pod", pod.name), pod.uid)
 
     def _arrives(self, op: Op) -> bool:
         """Whether the agent is there; where it is not the plugin keeps a DEL for it."""
@@ -193,7 +196,11 @@ class World:
         with ExitStack() as clients:
             sent = [(op, self.nodes[op.call.node].send(clients, _body(op))) for op in ops]
             done = [self._redefined(change)] if change else []
-            return (*done, *(_told(op, answer(client)) for op, client in sent))
+            done += [_told(op, answer(client)) for op, client in sent]
+            if len(done) > 1:  # A DEL that others were for too long in the way of lies in the spool.
+                for node in {op.call.node for op in ops}:
+                    answer(self.nodes[node].send(clients, _body(self.poke(node))))
+            return tuple(done)
 
     def _redefined(self, op: Op) -> Op:
         """The product's answer to a change of a pool: 0 or 1."""
@@ -229,8 +236,8 @@ class World:
         raise AssertionError(f"no order explains what was answered: {why}")
 
     def _expected_among(self, model: Model, op: Op, rows: Rows) -> Outcome:
-        """One request looks at pool after pool: each may have been used up when it was looked at."""
-        return op.told if op.told[0] == USED_OUT else self._expected(model, op, rows)
+        """A request may also have found each pool used up when it looked at it, or others for too long in its way."""
+        return op.told if op.told[0] == USED_OUT or BUSY in op.text else self._expected(model, op, rows)
 
     def _expected(self, model: Model, op: Op, rows: Rows) -> Outcome:
         """What the model answers; it does it, too."""
@@ -338,7 +345,7 @@ def _told(op: Op, answered: tuple[int, dict[str, Any]]) -> Op:
     status, document = answered
     assert (status == 200) == ("code" not in document), (op, status, document)
     ips = frozenset(each["address"].partition("/")[0] for each in document.get("ips", ()))
-    return replace(op, told=(document.get("code", 0), ips))
+    return replace(op, told=(document.get("code", 0), ips), text=document.get("msg", ""))
 
 
 def _twin(model: Model) -> Model:
