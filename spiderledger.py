@@ -133,7 +133,7 @@ def agent(
             gc_age_seconds=GC_AGE_SECONDS_MIN if gc_min_age is None else gc_min_age,
         )
         _listen(parts, served, socket_path)
-        _collect_rarely()
+        collect_rarely()
         log.info("serving on %s", socket_path)
         stop.wait()
         log.info("finishing what has come in, then leaving")
@@ -206,7 +206,7 @@ def _listen(parts: ExitStack, served: Agent, path: Path) -> None:
     parts.callback(served.stop)
 
 
-def _collect_rarely() -> None:
+def collect_rarely() -> None:
     """An ADD must not wait while the collector looks at what was loaded until now: it is never garbage."""
     gc.freeze()
     gc.set_threshold(YOUNG_OBJECTS_MAX)

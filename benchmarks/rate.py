@@ -21,6 +21,7 @@ from ledger.database import open_engine
 from ledger.requests import Acquire, Granted, Want
 from ledger.schema import migrate
 from ledger.store import Ledger, Settings
+from spiderledger import collect_rarely
 from tests.postgresql import Server, binaries
 
 SECONDS = 3.0
@@ -120,6 +121,7 @@ def _work(address: str, number: int, in_flight: int) -> float:
 
     for _ in range(WARM):
         store.act([acquire()])
+    collect_rarely()
     globals()["_barrier"].wait()
     done, start = 0, time.perf_counter()
     while time.perf_counter() - start < SECONDS:
