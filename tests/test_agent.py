@@ -457,6 +457,16 @@ def test_gc_speaks_for_its_node_and_network_and_spares_what_is_young(
     assert "c-listed" not in held(database).values()
 
 
+@pytest.mark.parametrize(("said", "node"), [(("--node", "node-1"), "node-1"), ((), "node-2")])
+def test_where_a_container_is_its_agent_knows_and_where_one_serves_all_nodes_its_pod(
+    agents: Agents, cluster: Path, database: Database, said: tuple[str, ...], node: str
+) -> None:
+    write(cluster, "pods.yaml", pod("web-0", "uid-0", "node-2"))
+    assert agents(*said).add(A).code == 0
+    with database.engine().connect() as connection:
+        assert connection.execute(select(address.c.node)).scalar_one() == node
+
+
 def test_gc_leaves_young_bindings_alone(agents: Agents, cluster: Path, database: Database) -> None:
     write(cluster, "pods.yaml", pod("web-0", "uid-0"))
     agent = agents("--node", "node-1")
