@@ -185,6 +185,13 @@ class Machine(RuleBasedStateMachine):
             self.world.do(op)
             self.fired["again"] += 1
 
+    @rule(which=places)
+    def check_later(self, which: int) -> None:
+        """A runtime asks about a container that it spoke of before."""
+        if op := self.calls.again(which):
+            self.world.do(self.calls.check(op.call))
+            self.fired["check_later"] += 1
+
     @rule(node=nodes, network=networks, mask=st.integers(0, 255), late=often((False, False, True)))
     def collect(self, node: int, network: str, mask: int, late: bool) -> None:
         """GC: some of the attachments are still there."""

@@ -110,6 +110,10 @@ class Calls:
         """One of the calls that have begun."""
         return self._calls[which % len(self._calls)] if self._calls else None
 
+    def check(self, call: Call) -> Op:
+        """Whether this call's container still has what it was given."""
+        return Op("CHECK", call._replace(stamp=self._world.stamp(call.node)), expected=self._given(call))
+
     def _container(self, wish: Wish) -> str:
         known = self._containers.setdefault(wish.slot, [])
         if wish.container == "new" or not known:
@@ -118,9 +122,12 @@ class Calls:
 
     def _expected(self, call: Call, wish: Wish) -> frozenset[str]:
         """The addresses that a CHECK speaks of; some speak of others than were given."""
+        return self._given(call) | ({UNIVERSE[4][wish.exact]} if wish.exact is not None else set())
+
+    def _given(self, call: Call) -> frozenset[str]:
         held = self._world.model.held.items()
-        mine = {ip for ip, each in held if (each.container, each.claim.interface) == (call.container, call.interface)}
-        return frozenset(mine if wish.exact is None else mine | {UNIVERSE[4][wish.exact]})
+        whose = call.container, call.interface
+        return frozenset(ip for ip, each in held if (each.container, each.claim.interface) == whose)
 
 
 def pool_of(edit: Edit, uid: str) -> Op:
