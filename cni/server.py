@@ -100,6 +100,7 @@ class Server:
         self._connections_max = min(CONNECTIONS_MAX, max(allowed - DESCRIPTORS_KEPT, 1))
         self._listener = _listen(path)
         self._heeding = False
+        self._exhausted = False
         self._selector.register(self._wake_read, selectors.EVENT_READ)
         self._thread = threading.Thread(target=self._run, name="server", daemon=True)
 
@@ -143,12 +144,12 @@ class Server:
                 self._ready(key, mask)
             self._end_finished()
             now = time.monotonic()
-            self._heed_listener()
-            if self._stopping:
-                self._refuse_new()
             if now - swept > SWEEP_SECONDS:
                 self._sweep(now)
                 swept = now
+            self._heed_listener()
+            if self._stopping:
+                self._refuse_new()
         self._selector.close()
 
     def _ready(self, key: selectors.SelectorKey, mask: int) -> None:
@@ -166,7 +167,11 @@ class Server:
         while len(self._connections) < self._connections_max:
             try:
                 sock, _ = self._listener.accept()
-            except OSError:
+            except BlockingIOError:
+                return
+            except OSError as error:
+                log.warning("no connection can be taken for a while: %s", error)
+                self._exhausted = True
                 return
             sock.setblocking(False)
             connection = Connection(sock, time.monotonic())
@@ -204,7 +209,7 @@ class Server:
 
     def _heed_listener(self) -> None:
         """Who knocks where there is no room waits in the kernel: it would wake this thread again and again."""
-        room = len(self._connections) < self._connections_max and not self._stopping
+        room = len(self._connections) < self._connections_max and not (self._exhausted or self._stopping)
         if room and not self._heeding:
             self._selector.register(self._listener, selectors.EVENT_READ)
         elif self._heeding and not room:
@@ -217,6 +222,7 @@ class Server:
             self._end(connection)
 
     def _sweep(self, now: float) -> None:
+        self._exhausted = False
         for connection in [each for each in self._connections if now > each.deadline]:
             if connection.answered or not connection.handed_over:
                 self._end(connection)

@@ -7,10 +7,11 @@ the whole process is asked, by sockets that lie and by folders that nobody meant
 from __future__ import annotations
 
 import json
+import os
 import resource
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
 from cni.call import VERSIONS
-from cni.http import BODY_BYTES_MAX, HttpRequest
+from cni.http import BODY_BYTES_MAX
 from cni.manifests import contents
 from cni.server import DESCRIPTORS_KEPT, REQUEST_SECONDS_MAX, Server
 from ledger.verify import verify
@@ -226,37 +227,72 @@ def test_slow_clients_are_shown_out_and_take_no_descriptor_that_database_and_spo
     assert list(held(database).values()) == ["c2"]
 
 
+class CountingServer(Server):
+    """How often it looked, and what it was asked."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, lambda connection, request: self.asked.append(request.path))
+        self.asked: list[str] = []
+        self.looks = 0
+        self._select = self._selector.select
+        self._selector.select = self._counted  # type: ignore[method-assign]
+
+    def _counted(self, timeout: float | None = None) -> Any:
+        self.looks += 1
+        return self._select(timeout)
+
+    def looks_while_somebody_knocks(self) -> int:
+        before = self.looks
+        time.sleep(0.2)
+        return self.looks - before
+
+
+@pytest.fixture
+def counting(tmp_path: Path) -> Iterator[CountingServer]:
+    server = CountingServer(tmp_path / "socket")
+    yield server
+    server.close()
+
+
+LOOKS_MAX = 3
+"""Not once for each look that the knocking would allow; a sweep may fall into the time."""
+
+
 def test_a_full_server_is_not_woken_by_who_knocks_and_lets_him_in_once_somebody_leaves(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, counting: CountingServer
 ) -> None:
-    monkeypatch.setattr("cni.server.CONNECTIONS_MAX", 2)
-    asked: list[HttpRequest] = []
-    server = Server(tmp_path / "socket", lambda connection, request: asked.append(request))
-    woken = [0]
-    select = server._selector.select
+    counting._connections_max = 2
+    counting.start()
+    with ExitStack() as clients:
+        first, second, third = (clients.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(3))
+        for client in (first, second, third):
+            client.connect(str(tmp_path / "socket"))
+        third.sendall(b"GET /third HTTP/1.1\r\n\r\n")
+        until(lambda: len(counting._connections) == 2)
+        assert counting.looks_while_somebody_knocks() <= LOOKS_MAX
+        assert counting.asked == []
+        first.close()
+        until(lambda: counting.asked == ["/third"])
 
-    def counted(timeout: float) -> Any:
-        woken[0] += 1
-        return select(timeout)
 
-    monkeypatch.setattr(server._selector, "select", counted)
-    server.start()
-    try:
-        with ExitStack() as clients:
-            first, second, third = (clients.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(3))
-            for client in (first, second, third):
-                client.connect(str(tmp_path / "socket"))
-            third.sendall(b"GET /third HTTP/1.1\r\n\r\n")
-            until(lambda: len(server._connections) == 2)
-            before = woken[0]
-            time.sleep(0.2)
-            # Not once for each look that the knocking would allow; a sweep may fall into the time.
-            assert woken[0] - before <= 2
-            assert asked == []
-            first.close()
-            until(lambda: [request.path for request in asked] == ["/third"])
-    finally:
-        server.close()
+def test_a_server_without_descriptors_waits_a_while_and_lets_in_who_has_knocked(
+    tmp_path: Path, counting: CountingServer
+) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with socket.socket(socket.AF_UNIX) as client:
+        counting.start()
+        lowest_free = os.dup(client.fileno())
+        os.close(lowest_free)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, limits[1]))
+        try:
+            client.connect(str(tmp_path / "socket"))
+            client.sendall(b"GET /late HTTP/1.1\r\n\r\n")
+            until(lambda: counting._exhausted)
+            assert counting.looks_while_somebody_knocks() <= LOOKS_MAX
+            assert counting.asked == []
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        until(lambda: counting.asked == ["/late"])
 
 
 @on_one
