@@ -207,7 +207,7 @@ def explained() -> Iterator[None]:
     from ledger.database import DatabaseAddressError
     from ledger.schema import SchemaError
     from ledger.store import LedgerAwayError
-    from ledger.waiting import away, first_line
+    from ledger.waiting import away, contended, first_line
     from ledger.writer import AnotherWriterError
 
     try:
@@ -217,6 +217,8 @@ def explained() -> Iterator[None]:
     except LedgerAwayError as error:
         leave(f"the ledger's database does not answer: {error}")
     except DBAPIError as error:
+        if contended(error):
+            leave(f"others are at work on the ledger, try again: {first_line(error)}")
         if not away(error) and getattr(error.orig, "sqlstate", None) not in BLAMED_STATES:
             raise
         leave(f"the ledger's database does not answer: {first_line(error)}")

@@ -602,6 +602,21 @@ def test_a_ledger_that_is_not_there_yet_is_made_by_migrate(nothing_yet: str, tmp
     assert run("get", "pools").err == "No resources found.\n"
 
 
+def test_migrate_says_who_is_in_its_way(postgresql: Database, tmp_path: Path) -> None:
+    run = CommandLine(postgresql.url, tmp_path)
+    with postgresql.engine().connect() as connection:
+        name = connection.execute(text("SELECT max(relname) FROM pg_class WHERE relname ~ '^event_[0-9]+$'")).scalar()
+        connection.execute(text(f"DROP TABLE {name}"))
+        connection.commit()
+        connection.execute(text("SELECT count(*) FROM event"))  # Its lock stays until the transaction ends.
+        refused = run("migrate")
+    assert (refused.code, refused.err.startswith("spiderledger: others are at work on the ledger, try again")) == (
+        2,
+        True,
+    )
+    assert run("migrate").code == 0
+
+
 @pytest.mark.parametrize("words", [("get", "pools"), ("migrate",), ("allocate", "x", "--pool", "p", "--reason", "r")])
 def test_a_database_that_is_away_is_one_line_without_its_password(tmp_path: Path, words: tuple[str, ...]) -> None:
     answer = CommandLine("postgresql://owner:s3cret@127.0.0.1:1/ledger", tmp_path)(*words)
