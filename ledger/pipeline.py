@@ -87,7 +87,7 @@ class Pipeline:
         return [row for answer in answers for row in self._rows(answer)]
 
     def _answers(self) -> list[PGresult]:
-        """All that come before the last Sync. An earlier one is still owed where somebody was interrupted."""
+        """All that come before the last Sync, without what comes before one that somebody did not wait for."""
         good: list[PGresult] = []
         error: psycopg.Error | None = None
         self._flush()
@@ -101,6 +101,7 @@ class Pipeline:
                 continue  # A statement ends.
             if answer.status == ExecStatus.PIPELINE_SYNC:
                 self._syncs -= 1
+                good, error = ([], None) if self._syncs else (good, error)
             elif answer.status in _GOOD:
                 good.append(answer)
             elif answer.status != ExecStatus.PIPELINE_ABORTED:
