@@ -13,7 +13,7 @@ from typing import Any, Final, TypeAlias
 
 import psycopg
 from psycopg.adapt import Transformer
-from psycopg.errors import error_from_result
+from psycopg.errors import InvalidSqlStatementName, error_from_result
 from psycopg.pq import ConnStatus, ExecStatus, Format, TransactionStatus
 from psycopg.pq.abc import PGresult
 
@@ -78,6 +78,10 @@ class Pipeline:
         self._syncs += 1
         try:
             answers = self._answers()
+        except InvalidSqlStatementName:
+            # Somebody has deallocated what was prepared: a pooler, between the server and us.
+            self._prepared.clear()
+            raise
         except BaseException:
             for statement in self._unsure:
                 del self._prepared[statement]

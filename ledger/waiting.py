@@ -14,8 +14,8 @@ from ledger.addresses import Ip
 from ledger.tables import address, extent, idle
 
 CONTENDED_CONSTRAINTS: Final = ("one_address_per_claim", "one_row_per_address", "address_step_follows", "extent_key")
-CONTENDED_STATES: Final = ("55P03", "40001", "40P01")
-"""Lock not available, serialization failure, deadlock detected."""
+CONTENDED_STATES: Final = ("55P03", "40001", "40P01", "26000")
+"""Lock not available, serialization failure, deadlock detected, and what we prepared somebody has deallocated."""
 AWAY_STATES: Final = ("08", "57P", "53300", "25P03", "25006", "55000")
 """Connection exceptions, shutdown and crash recovery, too many connections, our own idle timeout; and a standby that is
 not promoted yet."""

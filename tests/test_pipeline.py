@@ -8,12 +8,15 @@ from typing import Any
 
 import psycopg
 import pytest
-from psycopg.errors import AdminShutdown, UndefinedTable, UniqueViolation
+from psycopg.errors import AdminShutdown, InvalidSqlStatementName, UndefinedTable, UniqueViolation
 from sqlalchemy import func, select, text
 
 from ledger.driver import joined, transaction
 from ledger.pipeline import Pipeline
+from ledger.requests import Granted
+from ledger.store import Ledger, Settings
 from ledger.tables import checkpoint
+from tests.acts import Pod, a_pool, add, define
 from tests.conftest import Database
 
 LARGE = 4 << 20
@@ -70,6 +73,29 @@ def test_what_was_prepared_together_with_a_failure_is_prepared_again(pipeline: P
     pipeline.send("SELECT 7")
     pipeline.send("SELECT 8")
     assert pipeline.results() == [(7,), (8,)]
+
+
+def test_what_somebody_has_deallocated_is_prepared_again(pipeline: Pipeline) -> None:
+    for statement in ("SELECT 7", "SELECT 8", "DEALLOCATE ALL"):
+        pipeline.send(statement)
+    pipeline.results()
+    pipeline.send("SELECT 7")
+    with pytest.raises(InvalidSqlStatementName):
+        pipeline.results()
+    for statement in ("SELECT 7", "SELECT 8"):
+        pipeline.send(statement)
+    assert pipeline.results() == [(7,), (8,)]
+
+
+def test_an_act_goes_on_where_somebody_has_deallocated_what_it_had_prepared(postgresql: Database) -> None:
+    engine = postgresql.engine(connections=1)
+    ledger = Ledger(engine, Settings(doubt_seconds=0))
+    definition = define(ledger, a_pool("a", "10.1.0.1-10.1.0.9"))
+    for name in ("first", "second"):
+        pod = Pod(name, f"u-{name}", f"c-{name}")
+        assert isinstance(ledger.act([add(definition, pod)])[0], Granted)
+        with engine.connect() as connection:
+            connection.execute(text("DEALLOCATE ALL"))
 
 
 def test_a_server_that_goes_says_why(pipeline: Pipeline) -> None:
